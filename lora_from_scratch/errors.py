@@ -1,0 +1,9 @@
+"""The one exception that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for: one line saying what is wrong, where, and what to do.
+
+    The command line prints the line and ends with exit status 2; anything else that is raised is a defect of
+    this package (or of the machine) and keeps its traceback.
+    """

@@ -1,0 +1,61 @@
+"""What several test files share: a tiny GPT-2, and where the real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets read it: no test asks the network
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from lora_from_scratch.batches import TokenizedExamples
+
+SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def tiny_config(**changes: object) -> GPT2Config:
+    """GPT-2's architecture at width 16: 2 blocks, 2 heads, 50 tokens, 32 positions; token 0 pads."""
+    sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return GPT2Config(**{**sizes, **tokens, **changes})
+
+
+@pytest.fixture
+def tiny_gpt2() -> GPT2ForSequenceClassification:
+    """A randomly initialised tiny GPT-2 with weights large enough that every layer matters; in eval mode."""
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(tiny_config())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_examples() -> TokenizedExamples:
+    """48 sentences of 1 to 12 tokens; the label says whether the sentence holds token 7."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 13, (48,), generator=draw)
+    token_ids = torch.randint(1, 12, (int(lengths.sum()),), generator=draw)
+    labels = torch.tensor([int(7 in part) for part in token_ids.split(lengths.tolist())])
+    return TokenizedExamples(token_ids, lengths, labels, truncated=0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data (SST-2, GPT-2's tokenizer and shape); tests that need it skip without it."""
+    if not (SHARED / "data" / "sst2" / "train.tsv").exists():
+        pytest.skip(f"no shared data at {SHARED}: set LORA_SHARED to its folder")
+    return SHARED
+
+
+def randomize_lora(model: torch.nn.Module, seed: int = 1, std: float = 0.1) -> None:
+    """Move every B off zero: with B = 0 a test of the update proves nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.copy_(torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype) * std)

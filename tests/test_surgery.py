@@ -1,0 +1,171 @@
+"""Injecting, merging and merging for a while, on a GPT-2 and on an arbitrary module."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import randomize_lora
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_from_scratch import LoRALinear, UserError, inject_lora, merge_lora, merged
+from lora_from_scratch.surgery import lora_layers
+
+INPUT_IDS = torch.arange(1, 25).view(3, 8)
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=INPUT_IDS).logits
+
+
+def bits(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("targets", "endings"),
+    [
+        (["attn.c_attn"], ["attn.c_attn"]),
+        (["c_proj"], ["attn.c_proj", "mlp.c_proj"]),
+        (["mlp.c_fc", "attn.c_proj"], ["attn.c_proj", "mlp.c_fc"]),
+        (["transformer.h.1.attn.c_attn"], None),
+    ],
+)
+def test_targets_are_dotted_suffixes(tiny_gpt2, targets, endings):
+    inject_lora(tiny_gpt2, targets, rank=2, alpha=4)
+    names = [name for name, _ in lora_layers(tiny_gpt2)]
+    if endings is None:
+        assert names == targets
+    else:
+        assert names == [f"transformer.h.{i}.{ending}" for i in range(2) for ending in endings]
+
+
+def test_injection_leaves_the_logits_bit_for_bit(tiny_gpt2):
+    before = logits(tiny_gpt2)
+    inject_lora(tiny_gpt2, ["c_attn", "c_proj", "c_fc", "score"], rank=3, alpha=8)
+    assert torch.equal(logits(tiny_gpt2), before)
+
+
+def test_injection_composes_and_does_not_copy(tiny_gpt2):
+    base = tiny_gpt2.transformer.h[0].attn.c_attn
+    inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4)
+    layer = tiny_gpt2.transformer.h[0].attn.c_attn
+    assert isinstance(layer, LoRALinear) and layer.base_layer is base
+    assert (layer.rank, layer.alpha, layer.scaling) == (2, 4, 2)
+
+
+def test_adapter_init_depends_on_its_generator_alone(tiny_gpt2):
+    def draw(global_seed: int, seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(global_seed)
+        inject_lora(tiny_gpt2, ["c_attn"], 2, 4, generator=torch.Generator().manual_seed(seed))
+        As = [layer.lora_A for _, layer in lora_layers(tiny_gpt2)]
+        merge_lora(tiny_gpt2)
+        return As
+
+    first, again, other = draw(0, 1), draw(9, 1), draw(0, 2)
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_merging_gives_the_same_logits_from_plain_modules(tiny_gpt2):
+    original = {name: type(module) for name, module in tiny_gpt2.named_modules()}
+    keys, untouched = list(tiny_gpt2.state_dict()), logits(tiny_gpt2)
+    inject_lora(tiny_gpt2, ["c_attn", "c_proj"], rank=3, alpha=6)
+    randomize_lora(tiny_gpt2)
+    adapted = logits(tiny_gpt2)
+    assert (adapted - untouched).abs().max() > 0.1
+    assert merge_lora(tiny_gpt2) is tiny_gpt2
+    torch.testing.assert_close(logits(tiny_gpt2), adapted, rtol=1e-5, atol=1e-5)
+    assert {name: type(module) for name, module in tiny_gpt2.named_modules()} == original
+    assert list(tiny_gpt2.state_dict()) == keys
+
+
+def test_merging_in_bf16_is_within_its_rounding(tiny_gpt2):
+    inject_lora(tiny_gpt2.to(torch.bfloat16), ["c_attn"], rank=3, alpha=6)
+    randomize_lora(tiny_gpt2)
+    reference = {
+        name: layer.base_layer.weight.double() + layer.delta_weight().double()
+        for name, layer in lora_layers(tiny_gpt2)
+    }
+    merge_lora(tiny_gpt2)
+    for name, exact in reference.items():
+        weight = tiny_gpt2.get_submodule(name).weight
+        assert weight.dtype == torch.bfloat16
+        torch.testing.assert_close(weight.double(), exact, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_restores_every_bit(tiny_gpt2, dtype):
+    inject_lora(tiny_gpt2.to(dtype), ["c_attn", "c_proj"], rank=3, alpha=6)
+    randomize_lora(tiny_gpt2)
+    before, layers = bits(tiny_gpt2), dict(lora_layers(tiny_gpt2))
+    weight = tiny_gpt2.transformer.h[0].attn.c_attn.base_layer.weight
+    with merged(tiny_gpt2) as model:
+        assert model is tiny_gpt2 and not list(lora_layers(model))
+        assert isinstance(model.transformer.h[0].attn.c_attn, Conv1D)
+        assert not torch.equal(weight, before["transformer.h.0.attn.c_attn.base_layer.weight"])
+    after = bits(tiny_gpt2)
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert dict(lora_layers(tiny_gpt2)) == layers
+    # Subtracting would not have done: this is why the weights are kept aside.
+    layer = layers["transformer.h.0.attn.c_attn"]
+    subtracted = (weight.float() + layer.delta_weight()).to(dtype).float() - layer.delta_weight()
+    assert not torch.equal(subtracted.to(dtype), weight)
+
+
+def test_merged_restores_after_an_error(tiny_gpt2):
+    inject_lora(tiny_gpt2, ["c_attn"], rank=3, alpha=6)
+    randomize_lora(tiny_gpt2)
+    before = bits(tiny_gpt2)
+    with pytest.raises(RuntimeError, match="in the block"), merged(tiny_gpt2):
+        raise RuntimeError("in the block")
+    after = bits(tiny_gpt2)
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_nn_linear_models_work_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 3)))
+    x = torch.randn(5, 4)
+    inject_lora(model, ["0"], rank=2, alpha=2)
+    assert [name for name, _ in lora_layers(model)] == ["0", "2.0"]
+    randomize_lora(model)
+    adapted = model(x)
+    merge_lora(model)
+    assert type(model[0]) is nn.Linear and type(model[2][0]) is nn.Linear
+    torch.testing.assert_close(model(x), adapted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            ["attn.q_proj"],
+            r"'attn.q_proj' matches nothing; this model has attn.c_attn, attn.c_proj, mlp.c_fc",
+        ),
+        (["attn.c_attn", "nope"], "'nope' matches nothing"),
+        (["ttn.c_attn"], "'ttn.c_attn' matches nothing"),
+        (["c_attn", "ln_1"], "ln_1 is a LayerNorm: LoRA wraps nn.Linear and Conv1D layers"),
+        ([], "no target modules were named"),
+    ],
+)
+def test_a_bad_target_is_named_and_changes_nothing(tiny_gpt2, targets, message):
+    keys = list(tiny_gpt2.state_dict())
+    with pytest.raises(UserError, match=message):
+        inject_lora(tiny_gpt2, targets, rank=2, alpha=4)
+    assert list(tiny_gpt2.state_dict()) == keys
+
+
+def test_a_bad_rank_changes_nothing(tiny_gpt2):
+    learning = [p.requires_grad for p in tiny_gpt2.parameters()]
+    with pytest.raises(UserError, match="rank"):
+        inject_lora(tiny_gpt2, ["c_attn"], rank=0, alpha=4)
+    assert not list(lora_layers(tiny_gpt2))
+    assert [p.requires_grad for p in tiny_gpt2.parameters()] == learning
+
+
+def test_a_second_injection_is_refused(tiny_gpt2):
+    inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4)
+    with pytest.raises(UserError, match="already holds LoRA layers"):
+        inject_lora(tiny_gpt2, ["mlp.c_fc"], rank=2, alpha=4)
