@@ -1,0 +1,41 @@
+"""Is the Hugging Face hub there? Asked once, briefly, before the libraries that would ask at length."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+
+PROBE_SECONDS = 3.0
+
+
+def go_offline_if_unreachable() -> None:
+    """Probe the hub once; if it does not answer, let `transformers` and `datasets` use their caches alone.
+
+    They read HF_HUB_OFFLINE when they are imported, so this comes first. With it set they neither retry nor
+    warn: what is in the cache loads, anything else is an error at once.
+    """
+    if "HF_HUB_OFFLINE" not in os.environ and not _reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _reachable() -> bool:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    answered = threading.Event()
+
+    def probe() -> None:
+        request = urllib.request.Request(f"{endpoint}/api/models/gpt2", method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+            answered.set()
+        except urllib.error.HTTPError:  # an answer all the same
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    # In a thread, because urllib's timeout does not bound the name lookup.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return answered.is_set()
