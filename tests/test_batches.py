@@ -1,0 +1,101 @@
+"""Tokenizing, bucketing and padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lora_from_scratch.batches import (
+    bucketed_batches,
+    pad_batch,
+    padding_efficiency,
+    sorted_batches,
+    tokenize,
+)
+from lora_from_scratch.dataset import load_dataset
+from lora_from_scratch.model import load_tokenizer
+
+LENGTHS = torch.randint(1, 40, (1003,), generator=torch.Generator().manual_seed(0))
+
+
+def draw(seed: int) -> list[torch.Tensor]:
+    return bucketed_batches(LENGTHS, 16, torch.Generator().manual_seed(seed), window=10)
+
+
+def test_every_sentence_comes_once_an_epoch():
+    batches = draw(0)
+    assert torch.cat(batches).sort().values.tolist() == list(range(1003))
+    assert len(batches) == 63 and sorted(map(len, batches)) == [11] + 62 * [16]
+
+
+def test_batches_change_from_epoch_to_epoch_and_follow_the_generator():
+    generator = torch.Generator().manual_seed(0)
+    first = bucketed_batches(LENGTHS, 16, generator, window=10)
+    second = bucketed_batches(LENGTHS, 16, generator, window=10)
+    company = [{frozenset(batch.tolist()) for batch in epoch} for epoch in (first, second)]
+    assert not company[0] & company[1]
+    assert all(map(torch.equal, first, draw(0)))
+    assert not all(map(torch.equal, first, draw(1)))
+
+
+def test_batches_are_of_like_length_and_in_no_order_of_length():
+    batches = draw(0)
+    assert padding_efficiency(LENGTHS, batches) > 0.9
+    longest = [int(LENGTHS[batch].max()) for batch in batches]
+    assert longest != sorted(longest) and longest[:10] != sorted(longest[:10])
+
+
+def test_padding_efficiency_by_hand():
+    lengths = torch.tensor([1, 3, 2, 2])
+    # (1 + 3) of 2 * 3, (2 + 2) of 2 * 2
+    assert padding_efficiency(lengths, [torch.tensor([0, 1]), torch.tensor([2, 3])]) == 8 / 10
+
+
+def test_sorted_batches_cover_everything_in_order():
+    batches = sorted_batches(LENGTHS, 64)
+    order = torch.cat(batches)
+    assert order.sort().values.tolist() == list(range(1003))
+    assert LENGTHS[order].tolist() == sorted(LENGTHS.tolist())
+
+
+def test_pad_batch_by_hand():
+    tokenizer = load_tokenizer("bundled")
+    examples = tokenize(tokenizer, ["good", "a very good film", "a film"], [1, 0, 1], max_length=128)
+    words = tokenizer(["good", "a", "very", "film"], add_special_tokens=False).input_ids
+    good, a, very, film = (ids[0] for ids in words)
+    assert examples.token_ids.tolist() == [good, a, very, good, film, a, film]
+    assert examples.lengths.tolist() == [1, 4, 2] and examples.truncated == 0
+    batch = pad_batch(examples, torch.tensor([2, 0]), pad_token_id=99)
+    assert batch.input_ids.tolist() == [[a, film], [good, 99]]
+    assert batch.attention_mask.tolist() == [[1, 1], [1, 0]]
+    assert batch.labels.tolist() == [1, 1]
+
+
+def test_long_sentences_are_cut_at_the_end_and_counted():
+    tokenizer = load_tokenizer("bundled")
+    whole = tokenizer("a very good film", add_special_tokens=False).input_ids
+    examples = tokenize(tokenizer, ["a very good film", "good"], [0, 1], max_length=2)
+    assert examples.token_ids[:2].tolist() == whole[:2]
+    assert examples.lengths.tolist() == [2, 1] and examples.truncated == 1
+
+
+def test_a_sentence_without_tokens_reads_as_end_of_text():
+    tokenizer = load_tokenizer("bundled")
+    examples = tokenize(tokenizer, ["", "good"], [0, 1], max_length=8)
+    assert examples.lengths.tolist() == [1, 1]
+    assert examples.token_ids[0] == tokenizer.eos_token_id
+
+
+def test_sst2_in_gpt2_tokens(shared):
+    """The lengths that DESIGN gives, and batches at least 90 % full."""
+    dataset = load_dataset(str(shared / "data" / "sst2"))
+    tokenizer = AutoTokenizer.from_pretrained(shared / "gpt2")
+    examples = tokenize(tokenizer, dataset.train.sentences, dataset.train.labels, max_length=128)
+    assert (len(examples), len(dataset.validation)) == (67_349, 872)
+    assert int(examples.lengths.sum()) == 765_056
+    assert int(examples.lengths.max()) == 64 and int(examples.lengths.median()) == 8
+    batches = bucketed_batches(examples.lengths, 16, torch.Generator().manual_seed(0))
+    assert padding_efficiency(examples.lengths, batches) >= 0.94
+    shuffled = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).split(16)
+    assert padding_efficiency(examples.lengths, shuffled) == pytest.approx(0.34, abs=0.01)

@@ -1,0 +1,171 @@
+"""Labelled sentences from files and folders: every layout, and every mistake with its line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lora_from_scratch import UserError
+from lora_from_scratch.dataset import load_dataset
+from lora_from_scratch.model import NotFound
+
+ROWS = [(f"sentence number {i} , it 's fine ", i % 2) for i in range(20)]
+
+
+def write(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def tsv(rows, header="sentence\tlabel"):
+    return header + "\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
+
+
+def test_a_folder_of_glue_files(tmp_path):
+    write(tmp_path / "train.tsv", tsv(ROWS))
+    write(tmp_path / "dev.tsv", tsv([('a "quoted" one', 1), ("plain ", 0)]))
+    dataset = load_dataset(str(tmp_path))
+    assert dataset.train.sentences[1] == "sentence number 1 , it 's fine"  # the trailing space is gone
+    assert dataset.train.labels == [i % 2 for i in range(20)]
+    assert dataset.validation.sentences == ['a "quoted" one', "plain"]
+    assert dataset.label_names == ["0", "1"]
+    assert dataset.validation_name == "dev.tsv"
+
+
+def test_the_three_formats_say_the_same(tmp_path):
+    rows = [("plain", "good"), ('with "quotes", commas', "bad"), ("café — ünïcode", "so so")]
+    quoted = ['plain,good\r\n"with ""quotes"", commas",bad\r\ncafé — ünïcode,so so\r\n']
+    lines = [json.dumps({"sentence": text, "label": label}) for text, label in rows]
+    contents = {
+        "train.tsv": tsv(rows),
+        "train.csv": "sentence,label\r\n" + quoted[0],
+        "train.jsonl": "\n".join(lines) + "\n\n",
+    }
+    loaded = []
+    for name, text in contents.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        write(folder / name, "\ufeff" + text)  # a byte-order mark, as spreadsheets write it
+        write(folder / "validation.csv", "sentence,label\nplain,bad\n")
+        loaded.append(load_dataset(str(folder)))
+    for dataset in loaded:
+        assert dataset.train.sentences == [text for text, _ in rows]
+        assert dataset.label_names == ["bad", "good", "so so"]  # sorted
+        assert dataset.train.labels == [1, 0, 2]
+        assert dataset.validation.labels == [0]
+    assert len({dataset.fingerprint() for dataset in loaded}) == 1
+
+
+def test_a_csv_field_may_hold_a_line_break(tmp_path):
+    path = write(tmp_path / "d.csv", 'text,label\n"two\nlines",0\none,1\n')
+    dataset = load_dataset(path)
+    assert sorted(dataset.train.sentences + dataset.validation.sentences) == ["one", "two\nlines"]
+    write(tmp_path / "d.csv", 'text,label\n"two\nlines",0\n,1\n')
+    with pytest.raises(UserError, match=r"d\.csv, line 4: the text is empty"):
+        load_dataset(path)
+
+
+def test_a_single_file_holds_a_tenth_out_always_the_same(tmp_path):
+    path = write(tmp_path / "mine.tsv", tsv([(f"text {i}", i % 2) for i in range(50)]))
+    first, again = load_dataset(path), load_dataset(path)
+    assert (len(first.train), len(first.validation)) == (45, 5)
+    assert not set(first.train.sentences) & set(first.validation.sentences)
+    assert first == again
+    assert first.validation_name == "5 rows held out of mine.tsv"
+    assert first.validation.sentences != [f"text {i}" for i in range(5)]
+
+
+def test_columns_by_other_names(tmp_path):
+    rows = "".join(f"{i},text {i},{i % 3}\n" for i in range(9))
+    path = write(tmp_path / "d.csv", "id,review,stars\n" + rows)
+    dataset = load_dataset(path, text_column="review", label_column="stars")
+    assert dataset.label_names == ["0", "1", "2"]
+    with pytest.raises(
+        UserError, match=r"line 2: no column 'sentence or text'; name one of id, review, stars"
+    ):
+        load_dataset(path)
+    with pytest.raises(UserError, match=r"no column 'verdict'.*--label-column"):
+        load_dataset(path, text_column="review", label_column="verdict")
+
+
+def test_the_fingerprint_sees_every_change(tmp_path):
+    def fingerprint(rows, dev=(("x", 0),)):
+        write(tmp_path / "train.tsv", tsv(rows))
+        write(tmp_path / "dev.tsv", tsv(dev))
+        return load_dataset(str(tmp_path)).fingerprint()
+
+    base = [("a", 0), ("b", 1)]
+    variants = [base, base[::-1], [("a", 1), ("b", 0)], [("a", 0), ("c", 1)], [*base, ("c", 1)]]
+    prints = [fingerprint(rows) for rows in variants] + [fingerprint(base, [("y", 0)])]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(base) == prints[0] and len(prints[0]) == 64
+
+
+def test_integer_labels_are_ids_for_string_names_too(tmp_path):
+    write(tmp_path / "train.tsv", tsv([("a", "bad"), ("b", "good")]))
+    write(tmp_path / "dev.tsv", tsv([("c", 1), ("d", "bad")]))
+    assert load_dataset(str(tmp_path)).validation.labels == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.tsv", "", "d.tsv holds no examples"),
+        ("d.tsv", "sentence\tlabel\n", "d.tsv holds no examples"),
+        ("d.csv", "\n\n", "d.csv holds no examples"),
+        ("d.jsonl", "", "d.jsonl holds no examples"),
+        ("d.tsv", "sentence\tlabel\nfine\t0\nonly one column\n", "line 3: 1 columns, where the header has 2"),
+        ("d.tsv", "sentence\tlabel\nfine\t0\n  \t1\n", "line 3: the text is empty"),
+        ("d.tsv", "sentence\tlabel\nfine\t0\ntext\t\n", "line 3: the label is empty"),
+        (
+            "d.tsv",
+            "words\tlabel\nfine\t0\n",
+            "line 2: no column 'sentence or text'; name one of words, label",
+        ),
+        ("d.csv", 'sentence,label\nfine,0\n"open,1\n', "d.csv, line 3: unexpected end of data"),
+        ("d.tsv", b"sentence\tlabel\nfine\t0\ncaf\xe9\t1\n", "line 3: not UTF-8"),
+        ("d.tsv", tsv([("a", 0), ("b", 2)] * 5), "label 2 is outside 0..1"),
+        ("d.tsv", tsv([("a", -1), ("b", 0)] * 5), "label -1 is outside 0..1"),
+        ("d.tsv", tsv([("a", 1), ("b", 1)]), "line 2: label '1', as everywhere"),
+        ("d.jsonl", '{"text": "a", "label": 0}\n{"text": "b", \n', "line 2: not JSON"),
+        ("d.jsonl", '{"text": "a", "label": 0}\n[1]\n', "line 2: a JSON object is expected"),
+        ("d.jsonl", '{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2: no value in column 'label'"),
+        (
+            "d.jsonl",
+            '{"text": "a", "label": 0}\n{"text": null, "label": 1}\n',
+            "line 2: no value in column 'text'",
+        ),
+        ("d.txt", "whatever", "a dataset file ends in one of .tsv, .csv, .jsonl"),
+    ],
+)
+def test_mistakes_are_named_with_file_and_line(tmp_path, name, content, message):
+    with pytest.raises(UserError) as caught:
+        load_dataset(write(tmp_path / name, content))
+    assert message in str(caught.value) and name in str(caught.value)
+
+
+def test_a_label_that_training_never_saw(tmp_path):
+    write(tmp_path / "train.tsv", tsv([("a", "bad"), ("b", "good")]))
+    write(tmp_path / "validation.tsv", tsv([("c", "bad"), ("d", "awful")]))
+    with pytest.raises(UserError, match=r"validation\.tsv, line 3: label 'awful' is none of bad, good"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_folder_without_the_files(tmp_path):
+    with pytest.raises(UserError, match=r"holds none of train\.tsv, train\.csv, train\.jsonl"):
+        load_dataset(str(tmp_path))
+    write(tmp_path / "train.tsv", tsv(ROWS))
+    with pytest.raises(UserError, match=r"holds none of dev\.tsv, dev\.csv, dev\.jsonl, validation\.tsv"):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nowhere.csv", "./nowhere", "/nowhere/x.tsv", "a/b/c"])
+def test_a_path_that_is_not_there(name):
+    with pytest.raises(NotFound, match="no such file or folder"):
+        load_dataset(name)
+
+
+def test_an_unknown_hub_id_out_of_reach_of_the_hub():
+    with pytest.raises(NotFound, match="neither here nor in the hub's cache, and the hub does not give it"):
+        load_dataset("no-such-dataset-anywhere")
