@@ -1,0 +1,73 @@
+"""The clock, the count and the memory reading."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+import torch
+
+from lora_from_scratch.measure import PhaseClock, count_parameters, read_memory, synchronize
+
+CPU = torch.device("cpu")
+
+
+def test_the_clock_splits_its_time_into_phases():
+    clock = PhaseClock(CPU)
+    for _ in range(2):
+        clock.start()
+        for _ in range(3):
+            time.sleep(0.01)
+            clock.lap("a")
+            time.sleep(0.03)
+            clock.lap("b")
+        clock.stop()
+        time.sleep(0.1)  # between stop and start nothing counts
+    assert list(clock.phases) == ["a", "b"]
+    assert 0.06 <= clock.phases["a"] < 0.12
+    assert 0.18 <= clock.phases["b"] < 0.24
+    assert sum(clock.phases.values()) == pytest.approx(clock.seconds, rel=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_clock_waits_for_the_gpu():
+    device = torch.device("cuda")
+    a = torch.randn(8192, 8192, device=device)
+    clock = PhaseClock(device)
+    clock.start()
+    for _ in range(20):
+        a @ a
+    queued = time.perf_counter() - clock._started
+    clock.lap("products")
+    clock.stop()
+    assert clock.seconds > 3 * queued
+    assert clock.phases["products"] == pytest.approx(clock.seconds, rel=0.1)
+
+
+def test_synchronize_on_the_cpu_returns():
+    synchronize(CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_sees_what_was_held_for_a_moment():
+    before = read_memory(CPU)
+    block = bytearray(300_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    during = read_memory(CPU)
+    del block
+    after = read_memory(CPU)
+    assert before.kind == "resident"
+    assert during.allocated_bytes - before.allocated_bytes == pytest.approx(300e6, rel=0.05)
+    assert after.allocated_bytes - before.allocated_bytes < 30e6
+    assert after.peak_bytes >= 0.99 * during.allocated_bytes  # the kernel counts in batches
+
+
+def test_parameters_are_counted_head_apart(tiny_gpt2):
+    tiny_gpt2.requires_grad_(False)
+    tiny_gpt2.score.requires_grad_(True)
+    tiny_gpt2.transformer.wpe.requires_grad_(True)
+    count = count_parameters(tiny_gpt2)
+    assert (count.adapter, count.head, count.trainable) == (32 * 16, 2 * 16, 34 * 16)
+    # wte, wpe, 2 blocks of 12 w^2 + 13 w, ln_f, head
+    assert count.total == 50 * 16 + 32 * 16 + 2 * (12 * 16**2 + 13 * 16) + 2 * 16 + 2 * 16

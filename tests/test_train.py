@@ -1,0 +1,137 @@
+"""The loop against a plain reference loop; repeatable, able to learn, honest in its figures."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_config
+from transformers import GPT2ForSequenceClassification, get_scheduler
+
+from lora_from_scratch import RunConfig, UserError, adapt
+from lora_from_scratch.batches import TokenizedExamples, bucketed_batches, tokenize
+from lora_from_scratch.evaluate import predict_logits
+from lora_from_scratch.model import load_model, load_tokenizer
+from lora_from_scratch.train import Training, train
+
+
+def run(model: torch.nn.Module, examples: TokenizedExamples, seed: int = 0, **options: object) -> Training:
+    defaults = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.1, "precision": torch.float32}
+    return train(model, examples, **{**defaults, **options}, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_loop_equals_a_plain_one_step_for_step(method, tiny_examples):
+    """torch.optim.AdamW and transformers' schedule, one sentence list at a time, in float64."""
+    torch.manual_seed(0)
+    config = tiny_config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    model = adapt(
+        GPT2ForSequenceClassification(config), RunConfig(method=method, rank=2, dropout=0.0)
+    ).double()
+    with torch.no_grad():
+        model.score.weight.mul_(100)  # gradients large enough to be clipped
+    reference = copy.deepcopy(model)
+    training = run(model, tiny_examples, epochs=3)
+
+    trainable = {name: p for name, p in reference.named_parameters() if p.requires_grad}
+    decayed = [p for name, p in trainable.items() if not name.endswith("bias") and ".ln_" not in name]
+    kept = [p for name, p in trainable.items() if name.endswith("bias") or ".ln_" in name]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=1e-2, foreach=False)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=18)
+    draw = torch.Generator().manual_seed(0)
+    sentences = tiny_examples.token_ids.split(tiny_examples.lengths.tolist())
+    losses, clipped = [], 0
+    reference.train()
+    for _ in range(3):
+        for indices in bucketed_batches(tiny_examples.lengths, 8, draw):
+            logits = torch.cat([reference(input_ids=sentences[i][None]).logits for i in indices])
+            loss = torch.nn.functional.cross_entropy(logits, tiny_examples.labels[indices])
+            loss.backward()
+            clipped += torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0).item() > 1
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert clipped > 3
+    assert [row["loss"] for row in training.metrics] == pytest.approx(losses, rel=1e-9)
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_one_seed_one_result(tiny_gpt2, tiny_examples):
+    def trained(order: int, dropout: int) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(tiny_gpt2)
+        torch.manual_seed(dropout)
+        run(model, tiny_examples, seed=order, lr=1e-3)
+        return weights(model)
+
+    def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(a[name], b[name]) for name in a)
+
+    first = trained(0, 0)
+    assert equal(first, trained(0, 0))
+    assert not equal(first, trained(1, 0))
+    assert not equal(first, trained(0, 1))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_training_overfits_eight_sentences(precision):
+    sentences = [
+        "a warm , funny film .",
+        "a dull , empty film .",
+        "i loved every minute .",
+        "i hated every minute .",
+        "the plot is clever",
+        "the plot is stupid",
+        "not a bad film",
+        "not a good film",
+    ]
+    labels = [1, 0, 1, 0, 1, 0, 1, 0]
+    tokenizer = load_tokenizer("bundled")
+    model = load_model("bundled", ["bad", "good"], tokenizer.pad_token_id, torch.Generator().manual_seed(0))
+    adapt(model, RunConfig(method="lora", rank=4))
+    examples = tokenize(tokenizer, sentences, labels, max_length=32)
+    torch.manual_seed(0)
+    training = run(model, examples, epochs=40, lr=5e-3, precision=precision)
+    assert training.metrics[0]["loss"] > 0.5
+    assert training.metrics[-1]["loss"] < 0.01
+    assert predict_logits(model, examples).argmax(1).tolist() == labels
+
+
+def test_the_learning_rate_falls_to_zero_over_the_steps_that_are_run(tiny_gpt2, tiny_examples):
+    for max_steps, steps in ((None, 12), (100, 12), (9, 9), (1, 1)):
+        training = run(copy.deepcopy(tiny_gpt2), tiny_examples, max_steps=max_steps)
+        assert training.steps == len(training.metrics) == steps
+        assert [row["step"] for row in training.metrics] == list(range(1, steps + 1))
+        expected = [1e-2 * (1 - step / steps) for step in range(steps)]
+        assert [row["lr"] for row in training.metrics] == pytest.approx(expected)
+
+
+def test_the_figures_add_up(tiny_gpt2, tiny_examples):
+    training = run(tiny_gpt2, tiny_examples, epochs=2, batch_size=10)
+    draw = torch.Generator().manual_seed(0)
+    batches = [b for _ in range(2) for b in bucketed_batches(tiny_examples.lengths, 10, draw)]
+    padded = sum(len(batch) * int(tiny_examples.lengths[batch].max()) for batch in batches)
+    assert training.sentences == 96 == sum(row["sentences"] for row in training.metrics)
+    assert training.tokens == 2 * int(tiny_examples.lengths.sum())
+    assert training.padding_efficiency == training.tokens / padded
+    assert set(training.phases) == {"data", "forward", "backward", "optimizer"}
+    assert 0 < sum(training.phases.values()) <= training.seconds
+
+
+def test_a_run_that_diverges_says_so(tiny_gpt2, tiny_examples):
+    with pytest.raises(UserError, match=r"loss is nan after \d+ steps: --lr 1e\+30 is too high"):
+        run(tiny_gpt2, tiny_examples, epochs=20, lr=1e30)
+
+
+def test_trained_weights_and_head_stay_fp32(tiny_gpt2, tiny_examples):
+    adapt(tiny_gpt2, RunConfig(rank=2))
+    run(tiny_gpt2, tiny_examples, precision=torch.bfloat16)
+    assert {p.dtype for p in tiny_gpt2.parameters() if p.requires_grad} == {torch.float32}
+    assert tiny_gpt2.training
