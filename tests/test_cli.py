@@ -1,0 +1,213 @@
+"""The front door: flags, output files, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_from_scratch import cli, report
+from lora_from_scratch.config import RECIPES
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = ["--model", "bundled", "--dataset", "bundled", "--device", "cpu", "--precision", "fp32"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command line, expect exit status 2 and one line on stderr, and return the line."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:  # argparse's own way out
+        status = stop.code
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert status == 2
+    assert len(lines) == 1 and "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_help_answers_within_half_a_second_and_loads_no_torch():
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+    assert done.returncode == 0 and "--target-modules" in done.stdout
+    assert min(seconds) < 0.5
+    code = "import sys, lora_from_scratch.cli; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_run_leaves_results_metrics_and_a_picture(tmp_path, capsys):
+    out = tmp_path / "deep" / "er"
+    flags = ["--method", "lora", "--rank", "3", "--limit-train", "40", "--max-steps", "4"]
+    assert cli.main([*BUNDLED, *flags, "--output-dir", str(out)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) >= {
+        *("method", "model", "dataset", "accuracy", "f1", "trainable_parameters", "adapter_parameters"),
+        *(
+            "head_parameters",
+            "total_parameters",
+            "train_seconds",
+            "sentences_per_second",
+            "tokens_per_second",
+        ),
+        *("padding_efficiency", "memory", "config", "environment", "data"),
+    }
+    assert set(results["memory"]) == {"kind", "allocated_bytes", "peak_bytes"}
+    assert set(results["phase_seconds"]) == {"data", "forward", "backward", "optimizer"}
+    assert results["config"]["rank"] == 3
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert set(rows[0]) == {"step", "loss", "gradient_norm", "lr", "sentences", "tokens"}
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in out.iterdir()} == {"results.json", "metrics.jsonl", "training.png"}
+    assert "| method | accuracy (%) | F1 (%) | trainable" in printed
+    assert f"{results['accuracy']:.2f} ±" in printed
+
+
+def test_flags_reach_the_config():
+    seen = {}
+
+    def remember(flags):
+        seen.update(flags)
+
+    arguments = [
+        "--target-modules",
+        "attn.c_attn",
+        "mlp.c_proj",
+        "--lr",
+        "1e-3",
+        "--seed",
+        "4",
+        "--random-init",
+    ]
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(cli, "_train", remember)
+    assert cli.main(arguments) == 0
+    monkeypatch.undo()
+    assert seen == {
+        "target_modules": ["attn.c_attn", "mlp.c_proj"],
+        "lr": 1e-3,
+        "seed": 4,
+        "random_init": True,
+    }
+
+
+def test_the_published_recipe_and_flags_on_top_of_it(tmp_path):
+    quick = [*BUNDLED, "--limit-train", "16", "--max-steps", "1", "--output-dir", str(tmp_path)]
+    assert cli.main([*quick, "--method", "full", "--recipe", "published", "--batch-size", "8"]) == 0
+    config = json.loads((tmp_path / "results.json").read_text())["config"]
+    assert (config["lr"], config["epochs"], config["weight_decay"]) == (2e-4, 2, 0.01)
+    assert config["batch_size"] == 8 and config["method"] == "full"
+    assert RECIPES["published"]["batch_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"),
+    [("lora", "148,992"), ("prelayer", "39,385,344"), ("full", "124,441,344"), ("head", "1,536")],
+)
+def test_dry_run_on_gpt2_small(shared, capsys, tmp_path, monkeypatch, method, trainable):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--rank", "4", "--dry-run", "--random-init", "--model", str(shared / "gpt2")]
+    assert cli.main(["--method", method, *flags, "--dataset", "bundled"]) == 0
+    printed = capsys.readouterr().out
+    assert f"trainable   {trainable} of " in printed
+    assert "padding efficiency" in printed and " tokens," in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_sst2_gives_tokens_and_padding(shared, capsys):
+    flags = ["--dry-run", "--random-init", "--model", str(shared / "gpt2"), "--dataset"]
+    assert cli.main([*flags, str(shared / "data" / "sst2")]) == 0
+    printed = capsys.readouterr().out
+    assert "67,349 sentences, 4,210 steps, 765,056 tokens, padding efficiency 95." in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--target-modules", "attn.q_proj"],
+            "target module 'attn.q_proj' matches nothing; this model has attn",
+        ),
+        (["--rank", "0"], "--rank must be at least 1, not 0"),
+        (["--rank", "four"], "argument --rank: invalid int value: 'four'"),
+        (["--method", "magic"], "argument --method: invalid choice: 'magic'"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--model", "./nowhere"], "model './nowhere' is not a folder"),
+        (["--dataset", "nowhere.tsv"], "dataset 'nowhere.tsv': no such file or folder"),
+        (["--dataset", "no/such"], "dataset 'no/such' is neither here nor in the hub's cache"),
+        (["--device", "cuda:99"], "--device cuda:99: PyTorch cannot use it here"),
+        (["--max-length", "4096"], "--max-length 4096: this model has"),
+        (["--lr", "1e30", "--max-steps", "40", "--limit-train", "40"], "--lr 1e+30 is too high"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_write_nothing(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *BUNDLED, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_file_of_the_users(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_bytes(b"text,label\nfine,1\ncaf\xe9,0\n")
+    assert "mine.csv, line 3: not UTF-8" in fails(capsys, *BUNDLED, "--dataset", "mine.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
+def test_an_output_folder_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, *BUNDLED, "--output-dir", str(tmp_path / "file" / "out"))
+    assert "--output-dir" in line and "is not a folder" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_leaves_no_half_written_file(capsys, tmp_path, monkeypatch):
+    whole = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name.startswith("metrics"):
+            whole(path, data[:3])
+            return whole(Path("/dev/full"), data)  # raises "No space left on device"
+        return whole(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    flags = ["--limit-train", "16", "--max-steps", "1", "--output-dir", str(tmp_path)]
+    assert "No space left on device" in fails(capsys, *BUNDLED, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="--rank must be at least 1"):
+        cli.main(["--rank", "0", "--debug"])
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(report, "plan", lambda prepared: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*BUNDLED, "--dry-run"])
+
+
+def test_interrupting_is_not_an_error(monkeypatch, capsys):
+    def interrupt(flags):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_train", interrupt)
+    assert cli.main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_run_py_is_the_same_door():
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "run.py", "--rank", "0"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "error: --rank must be at least 1, not 0\n")
