@@ -136,6 +136,8 @@ def write_results(result: RunResult, folder: Path) -> list[Path]:
     finally:
         for part in aside.values():
             part.unlink(missing_ok=True)
+    if "training.png" not in files:
+        (folder / "training.png").unlink(missing_ok=True)  # an earlier run's
     return list(aside)
 
 

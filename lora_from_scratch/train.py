@@ -30,7 +30,7 @@ class Training:
     padding_efficiency: float
     seconds: float
     phases: dict[str, float]  # seconds of data, forward, backward, optimizer
-    metrics: list[dict[str, float]]  # one entry a step
+    metrics: list[dict[str, float | None]]  # one entry a step; no gradient norm where fp16 overflowed
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -73,6 +73,7 @@ def train(
     steps = min(steps, max_steps or steps)
     optimizer = make_optimizer(model, lr, weight_decay)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    loss_dtype = torch.promote_types(precision, model.score.weight.dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     log = _StepLog()
     clock = PhaseClock(device)
@@ -86,7 +87,7 @@ def train(
 
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            loss = cross_entropy(logits.float(), batch.labels)
+            loss = cross_entropy(logits.to(loss_dtype), batch.labels)
             clock.lap("forward")
 
             scaler.scale(loss).backward()
@@ -127,7 +128,7 @@ class _StepLog:
     def __init__(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
-        self._rows: list[dict[str, float]] = []
+        self._rows: list[dict[str, float | None]] = []
         self._padded = 0
 
     def __len__(self) -> int:
@@ -153,7 +154,7 @@ class _StepLog:
     def summary(self, clock: PhaseClock) -> Training:
         losses, norms = torch.stack(self._losses).tolist(), torch.stack(self._norms).tolist()
         metrics = [
-            {"step": step, "loss": loss, "gradient_norm": norm, **row}
+            {"step": step, "loss": loss, "gradient_norm": norm if math.isfinite(norm) else None, **row}
             for step, (loss, norm, row) in enumerate(zip(losses, norms, self._rows, strict=True), start=1)
         ]
         tokens = sum(row["tokens"] for row in self._rows)

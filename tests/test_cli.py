@@ -73,6 +73,13 @@ def test_a_run_leaves_results_metrics_and_a_picture(tmp_path, capsys):
     assert f"{results['accuracy']:.2f} ±" in printed
 
 
+def test_a_picture_of_an_earlier_run_does_not_outlive_it(tmp_path):
+    for method, drawn in (("lora", True), ("none", False)):
+        flags = ["--method", method, "--limit-train", "16", "--max-steps", "1"]
+        assert cli.main([*BUNDLED, *flags, "--output-dir", str(tmp_path)]) == 0
+        assert (tmp_path / "training.png").exists() is drawn
+
+
 def test_flags_reach_the_config():
     seen = {}
 

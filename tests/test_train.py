@@ -98,7 +98,7 @@ def test_training_overfits_eight_sentences(precision):
     adapt(model, RunConfig(method="lora", rank=4))
     examples = tokenize(tokenizer, sentences, labels, max_length=32)
     torch.manual_seed(0)
-    training = run(model, examples, epochs=40, lr=5e-3, precision=precision)
+    training = run(model, examples, epochs=80, lr=1e-2, precision=precision)
     assert training.metrics[0]["loss"] > 0.5
     assert training.metrics[-1]["loss"] < 0.01
     assert predict_logits(model, examples).argmax(1).tolist() == labels
@@ -123,6 +123,18 @@ def test_the_figures_add_up(tiny_gpt2, tiny_examples):
     assert training.padding_efficiency == training.tokens / padded
     assert set(training.phases) == {"data", "forward", "backward", "optimizer"}
     assert 0 < sum(training.phases.values()) <= training.seconds
+
+
+def test_a_step_whose_fp16_gradients_overflow_is_left_out(tiny_gpt2, tiny_examples):
+    with torch.no_grad():
+        tiny_gpt2.score.weight.mul_(1000)  # times the scaler's first scale, 2^16, past fp16's 65,504
+    before = weights(tiny_gpt2)
+    first = run(tiny_gpt2, tiny_examples, max_steps=1, precision=torch.float16)
+    assert first.metrics[0]["gradient_norm"] is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tiny_gpt2).items())
+    rows = run(tiny_gpt2, tiny_examples, epochs=8, precision=torch.float16).metrics
+    assert rows[0]["lr"] == rows[1]["lr"] == 1e-2  # the schedule waits for the first step that is taken
+    assert rows[-1]["gradient_norm"] is not None and rows[-1]["lr"] < 1e-2
 
 
 def test_a_run_that_diverges_says_so(tiny_gpt2, tiny_examples):
