@@ -24,10 +24,10 @@ from lora_from_scratch.model import load_tokenizer
 from lora_from_scratch.report import markdown_table
 
 GRID = {
-    "head": (3e-3, 1e-2, 3e-2, 1e-1),
+    "head": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "full": (1e-4, 3e-4, 1e-3, 3e-3),
-    "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-    "prelayer": (3e-4, 1e-3, 3e-3, 1e-2),
+    "lora": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "prelayer": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }
 HELD_OUT = 1000  # sentences; the 95 % interval of one accuracy is then about +-2 points
 SHORTEST = 8  # words: dev holds sentences (19.5 words on average), not phrases

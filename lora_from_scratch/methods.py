@@ -20,10 +20,10 @@ from lora_from_scratch.surgery import inject_lora
 # than its 2e-4, prelayer is that 2e-4, and the head's is that of the first column.
 NARROW = 512
 LEARNING_RATES = {
-    "head": (1e-2, 1e-2),
-    "full": (5e-4, 5e-5),
-    "lora": (2e-3, 5e-4),
-    "prelayer": (2e-3, 2e-4),
+    "head": (3e-3, 3e-3),
+    "full": (3e-4, 5e-5),
+    "lora": (5e-4, 5e-4),
+    "prelayer": (3e-4, 2e-4),
 }
 
 

@@ -79,6 +79,6 @@ def test_lora_refuses_to_wrap_the_head_that_it_trains_whole(tiny_gpt2):
 
 def test_default_learning_rates_depend_on_method_and_width():
     assert default_lr("full", 768) < default_lr("lora", 768)
-    assert default_lr("lora", 256) != default_lr("lora", 768)
+    assert default_lr("full", 256) != default_lr("full", 768)
     assert default_lr("none", 768) is None
     assert tiny_config().n_embd < 512
