@@ -75,7 +75,7 @@ def train(
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
     loss_dtype = torch.promote_types(precision, model.score.weight.dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    log = _StepLog()
+    log = _StepLog(steps, trainable[0])
     clock = PhaseClock(device)
     model.train()
 
@@ -123,11 +123,15 @@ def _batches_of_all_epochs(
 
 
 class _StepLog:
-    """What each step leaves behind. Losses stay on the device until somebody looks."""
+    """What each step leaves behind. Losses stay on the device until somebody looks.
 
-    def __init__(self) -> None:
-        self._losses: list[torch.Tensor] = []
-        self._norms: list[torch.Tensor] = []
+    They have their places from the start: small tensors kept from every step would lie between the large ones
+    that come and go, and the allocator could never give that memory back.
+    """
+
+    def __init__(self, steps: int, like: torch.Tensor) -> None:
+        self._losses = like.new_empty(steps)
+        self._norms = like.new_empty(steps)
         self._rows: list[dict[str, float | None]] = []
         self._padded = 0
 
@@ -137,14 +141,14 @@ class _StepLog:
     def add(
         self, loss: torch.Tensor, norm: torch.Tensor, lr: float, sentences: int, lengths: torch.Tensor
     ) -> None:
-        self._losses.append(loss)
-        self._norms.append(norm)
+        self._losses[len(self)] = loss
+        self._norms[len(self)] = norm
         self._rows.append({"lr": lr, "sentences": sentences, "tokens": int(lengths.sum())})
         self._padded += sentences * int(lengths.max())
 
     def recent_loss(self, lr: float) -> float:
         """The mean loss of the last steps; refuses to go on once it is no number."""
-        loss = torch.stack(self._losses[-LOOK_EVERY:]).mean().item()
+        loss = self._losses[max(0, len(self) - LOOK_EVERY) : len(self)].mean().item()
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} after {len(self)} steps: --lr {lr:g} is too high for this run"
@@ -152,7 +156,7 @@ class _StepLog:
         return loss
 
     def summary(self, clock: PhaseClock) -> Training:
-        losses, norms = torch.stack(self._losses).tolist(), torch.stack(self._norms).tolist()
+        losses, norms = self._losses.tolist(), self._norms.tolist()
         metrics = [
             {"step": step, "loss": loss, "gradient_norm": norm if math.isfinite(norm) else None, **row}
             for step, (loss, norm, row) in enumerate(zip(losses, norms, self._rows, strict=True), start=1)
