@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lora_from_scratch.adapter import load_adapter as load_adapter
+    from lora_from_scratch.adapter import save_adapter as save_adapter
     from lora_from_scratch.config import RunConfig as RunConfig
     from lora_from_scratch.errors import UserError as UserError
     from lora_from_scratch.experiment import RunResult as RunResult
@@ -25,9 +27,11 @@ _HOME = {
     "UserError": "errors",
     "adapt": "methods",
     "inject_lora": "surgery",
+    "load_adapter": "adapter",
     "merge_lora": "surgery",
     "merged": "surgery",
     "run": "experiment",
+    "save_adapter": "adapter",
 }
 __all__ = list(_HOME)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +13,26 @@ from lora_from_scratch.config import METHODS, PRECISIONS, RECIPES, RunConfig, de
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.hub import go_offline_if_unreachable
 
+COMMANDS = {
+    "predict": "Label texts: label, probability and text, tab-separated, one line for each.",
+    "merge": "Write a plain transformers checkpoint that needs neither this project nor PEFT.",
+    "evaluate": "Measure an adapted model on labelled sentences.",
+    "verify": "Compare with PEFT: it reads our files, we read its.",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 after a mistake of the user's."""
-    flags = vars(_parser().parse_args(arguments))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else None
+    flags = vars((_command_parser(command) if command else _parser()).parse_args(arguments))
     debug = flags.pop("debug", False)
+    warnings.showwarning = _show_warning
     try:
-        _train(flags)
+        _run_command(command, flags) if command else _train(flags)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:
         if debug:
             raise
@@ -37,10 +51,8 @@ def _train(flags: dict[str, object]) -> None:
         flags["target_modules"] = tuple(flags["target_modules"])
     config = RunConfig(**{**recipe, **flags})
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    go_offline_if_unreachable()
-    from lora_from_scratch import experiment, report  # torch and transformers: seconds
+    _before_heavy_imports()
+    from lora_from_scratch import experiment, outputs, report  # torch and transformers: seconds
 
     prepared = experiment.prepare(config)
     if prepared.substituted:
@@ -49,24 +61,33 @@ def _train(flags: dict[str, object]) -> None:
     if dry_run:
         return
     folder = Path(config.output_dir or f"runs/{config.method}")
-    _check_writable(folder)
+    outputs.check_folder(folder)
     result = experiment.execute(prepared)
-    paths = report.write_results(result, folder)
-    print(f"\n{report.summary(result)}\nwritten     {', '.join(map(str, paths))}")
+    names = outputs.write_run(result, folder)
+    print(f"\n{report.summary(result)}\nwritten     {folder}: {', '.join(names)}")
 
 
-def _check_writable(folder: Path) -> None:
-    """Fail before the training rather than after it."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"--output-dir {folder}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output-dir {folder}: no permission to write in {existing}")
+def _run_command(name: str, flags: dict[str, object]) -> None:
+    if name == "predict" and flags["texts"] and flags["file"]:
+        raise UserError("give texts or --file, not both")
+    _before_heavy_imports()
+    from lora_from_scratch import commands
+
+    commands.BY_NAME[name](**flags)
 
 
-def _one_line(error: Exception) -> str:
+def _before_heavy_imports() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    go_offline_if_unreachable()
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if category is UserWarning:  # others are for developers
+        print(f"warning: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
@@ -74,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(
         prog="run.py",
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
+        epilog="Afterwards: run.py predict, merge, evaluate or verify (each with --help).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -136,6 +158,45 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--output-dir", metavar="FOLDER", help="where results land (default: runs/METHOD)")
     out.add_argument("--dry-run", action="store_true", help="show parameters and batches, train nothing")
     out.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _command_parser(command: str) -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog=f"run.py {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser.add_argument(
+        "--adapter", type=Path, required=True, metavar="RUN", help="the folder of a run, or of PEFT's files"
+    )
+    parser.add_argument("--model", metavar="BASE", help="its base (default: the one that the files name)")
+    if command == "predict":
+        parser.add_argument("texts", nargs="*", metavar="TEXT")
+        parser.add_argument("--file", type=Path, help="UTF-8, one text a line (default: stdin)")
+        parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object a line")
+    if command == "merge":
+        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
+    if command == "evaluate":
+        parser.add_argument(
+            "--dataset", required=True, help="as in training; of a file every row, else the validation rows"
+        )
+        parser.add_argument("--text-column", metavar="NAME")
+        parser.add_argument("--label-column", metavar="NAME")
+        parser.add_argument(
+            "--max-length",
+            type=int,
+            metavar="TOKENS",
+            default=default_of("max_length"),
+            help="cut texts there",
+        )
+        parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+        parser.add_argument(
+            "--output-dir",
+            type=Path,
+            metavar="FOLDER",
+            default=Path("runs/evaluate"),
+            help="where results.json lands (default: runs/evaluate)",
+        )
+    if command in ("predict", "evaluate"):
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

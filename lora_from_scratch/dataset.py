@@ -85,26 +85,52 @@ def load_dataset(name: str, text_column: str | None = None, label_column: str | 
         NotFound: nothing of that name is here, on the hub or in its cache.
         UserError: a file cannot be read, a column is missing, a row is empty, a label is out of range.
     """
-    path = BUNDLED_DATASET if name == BUNDLED else Path(name)
-    label_names = None
-    if path.is_dir():
-        train_file, validation_file = _find(path, "train"), _find(path, "dev", "validation")
-        train = list(_read(train_file, text_column, label_column))
-        validation = list(_read(validation_file, text_column, label_column))
-        validation_name = validation_file.name
-    elif path.is_file():
-        rows = list(_read(path, text_column, label_column))
-        label_names = _label_names(rows)
-        train, validation = _hold_out(rows)
-        validation_name = f"{len(validation)} rows held out of {path.name}"
-    elif path.suffix in SUFFIXES or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise NotFound(f"dataset {name!r}: no such file or folder")
-    else:
-        train, validation, validation_name, label_names = _from_hub(name, text_column, label_column)
+    train, validation, validation_name, label_names = _rows(name, text_column, label_column)
     label_names = label_names or _label_names(train)
     return Dataset(
         _encode(train, label_names), _encode(validation, label_names), label_names, validation_name
     )
+
+
+def _rows(
+    name: str, text_column: str | None, label_column: str | None
+) -> tuple[list[Row], list[Row], str, list[str] | None]:
+    """Rows of both splits, the name of the second, and the label names where the source decides them."""
+    path = BUNDLED_DATASET if name == BUNDLED else Path(name)
+    if path.is_dir():
+        train_file, validation_file = _find(path, "train"), _find(path, "dev", "validation")
+        train = list(_read(train_file, text_column, label_column))
+        return train, list(_read(validation_file, text_column, label_column)), validation_file.name, None
+    if path.is_file():
+        rows = list(_read(path, text_column, label_column))
+        train, validation = _hold_out(rows)
+        return train, validation, f"{len(validation)} rows held out of {path.name}", _label_names(rows)
+    if path.suffix in SUFFIXES or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise NotFound(f"dataset {name!r}: no such file or folder")
+    return _from_hub(name, text_column, label_column)
+
+
+def load_labelled(
+    name: str, label_names: list[str], text_column: str | None = None, label_column: str | None = None
+) -> tuple[Split, str]:
+    """Sentences to measure a trained model on, and where they come from: a file whole, else validation.
+
+    Labels are ids or names of `label_names`; otherwise as `load_dataset`.
+
+    Raises:
+        NotFound, UserError: see `load_dataset`; also a label that the model does not know.
+    """
+    path = Path(name)
+    if name != BUNDLED and path.is_file():
+        return _encode(list(_read(path, text_column, label_column)), label_names), path.name
+    train, validation, validation_name, names = _rows(name, text_column, label_column)
+    names = names or _label_names(train)
+    numbered = all(map(_is_integer, names)) or all(map(_is_integer, label_names))  # no names to compare
+    if names != label_names and not (numbered and len(names) <= len(label_names)):
+        raise UserError(
+            f"dataset {name!r} has the labels {', '.join(names)}, the model has {', '.join(label_names)}"
+        )
+    return _encode(validation, names), validation_name
 
 
 def _find(folder: Path, *stems: str) -> Path:

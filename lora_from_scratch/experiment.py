@@ -34,6 +34,7 @@ class Prepared:
 
     config: RunConfig
     model: GPT2ForSequenceClassification
+    tokenizer: PreTrainedTokenizerBase
     dataset: Dataset
     train_examples: TokenizedExamples
     validation_examples: TokenizedExamples
@@ -140,6 +141,7 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(
         config,
         model.to(device),
+        tokenizer,
         dataset,
         tokenize(tokenizer, train_split.sentences, train_split.labels, config.max_length),
         tokenize(tokenizer, dataset.validation.sentences, dataset.validation.labels, config.max_length),

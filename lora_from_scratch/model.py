@@ -54,7 +54,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def load_model(
     name: str,
-    label_names: list[str],
+    label_names: list[str] | None,
     pad_token_id: int,
     generator: torch.Generator | None = None,
     random_init: bool = False,
@@ -64,25 +64,29 @@ def load_model(
     Args:
         name: a hub id such as "gpt2" (its files come from the hub or its cache), a folder laid out the same
             way, or "bundled".
-        label_names: the name of each label id.
+        label_names: the name of each label id; None keeps those of a classifier's checkpoint, with its head.
         pad_token_id: the padding token, which marks where a sentence ends.
         generator: draws the head, N(0, initializer_range), unless the files bring a head that fits.
         random_init: build from the configuration alone; no weights are read.
 
     Raises:
         NotFound: no folder, no hub repository and no cached one has that name.
-        UserError: it is not a GPT-2, or its weights are damaged, incomplete, or not in a safetensors file.
+        UserError: it is not a GPT-2, its weights are damaged, incomplete, or not in a safetensors file, or
+            it has no head although no labels are named.
     """
     path = _locate(name)
     config = _load_config(name, path)
     config.pad_token_id = pad_token_id
-    config.num_labels = len(label_names)
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {label: i for i, label in enumerate(label_names)}
+    if label_names is not None:
+        config.num_labels = len(label_names)
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {label: i for i, label in enumerate(label_names)}
     if random_init:
         model, head_is_new = GPT2ForSequenceClassification(config), True
     else:
         model, head_is_new = _load_weights(name, path, config)
+    if head_is_new and label_names is None:
+        raise UserError(f"model {name!r} has no classifier head: it is a base, nothing was adapted")
     if head_is_new:
         torch.nn.init.normal_(model.score.weight, std=config.initializer_range, generator=generator)
     return model

@@ -1,11 +1,9 @@
-"""Results for people and for programs: a table, a picture, results.json and metrics.jsonl."""
+"""Results for people: tables, a summary, a picture."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy
 from torch.nn import Parameter
@@ -74,6 +72,22 @@ def summary(result: RunResult) -> str:
     return "\n".join(lines)
 
 
+def evaluation_text(values: dict[str, object]) -> str:
+    """What an evaluation has to say: the same columns as a run, but for the training's."""
+    data = values["data"]
+    row = {**values, "method": values["adapter"], "steps": 0}
+    return "\n".join(
+        [
+            f"{values['adapter']} on {values['dataset']}, {data['sentences']:,} sentences of {data['name']}",
+            "",
+            results_table([row]),
+            "",
+            f"speed       {values['sentences_per_second']:,.0f} sentences/s,"
+            f" {values['tokens_per_second']:,.0f} real tokens/s in {values['config']['precision']}",
+        ]
+    )
+
+
 def plan(prepared: Prepared) -> str:
     """What a run would do: the parameters by part, and what an epoch holds."""
     config, model, examples = prepared.config, prepared.model, prepared.train_examples
@@ -109,36 +123,6 @@ def banner(prepared: Prepared) -> str:
     ]
     width = max(map(len, lines))
     return "\n".join(["=" * width, *lines, "=" * width])
-
-
-def write_results(result: RunResult, folder: Path) -> list[Path]:
-    """Write results.json, metrics.jsonl and, where matplotlib is installed, training.png; return their paths.
-
-    All of them appear, or none: they are written aside and renamed at the end.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full.
-    """
-    metrics = result.training.metrics if result.training else []
-    files = {
-        "results.json": (json.dumps(result.as_dict(), indent=2) + "\n").encode(),
-        "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in metrics).encode(),
-    }
-    if result.training and (picture := draw_training(result)):
-        files["training.png"] = picture
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = {folder / name: folder / (name + ".part") for name in files}
-    try:
-        for path, part in aside.items():
-            part.write_bytes(files[path.name])
-        for path, part in aside.items():
-            part.replace(path)
-    finally:
-        for part in aside.values():
-            part.unlink(missing_ok=True)
-    if "training.png" not in files:
-        (folder / "training.png").unlink(missing_ok=True)  # an earlier run's
-    return list(aside)
 
 
 def draw_training(result: RunResult) -> bytes | None:

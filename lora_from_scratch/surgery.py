@@ -39,10 +39,10 @@ def inject_lora(
     matches = [
         (name, module)
         for name, module in model.named_modules()
-        if any(_is_suffix(target, name) for target in target_modules)
+        if any(is_suffix(target, name) for target in target_modules)
     ]
     for target in target_modules:
-        if not any(_is_suffix(target, name) for name, _ in matches):
+        if not any(is_suffix(target, name) for name, _ in matches):
             raise UserError(f"target module {target!r} matches nothing; this model has {_layer_names(model)}")
     for name, module in matches:
         if not isinstance(module, (nn.Linear, Conv1D)):
@@ -89,7 +89,8 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
             _place(model, name, layer)
 
 
-def _is_suffix(target: str, name: str) -> bool:
+def is_suffix(target: str, name: str) -> bool:
+    """Whether a dotted name ends in a target: `transformer.h.0.attn.c_attn` in `attn.c_attn`."""
     return name == target or name.endswith("." + target)
 
 

@@ -1,0 +1,226 @@
+"""Nothing silently wrong: what does not fit the base, or is damaged, is refused by name. (PEFT's side: see
+test_against_peft.py.)"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize_lora, tiny_config
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import GPT2ForSequenceClassification
+
+from lora_from_scratch import RunConfig, UserError, adapt, inject_lora, load_adapter, save_adapter
+from lora_from_scratch.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from lora_from_scratch.model import load_tokenizer
+from lora_from_scratch.surgery import lora_layers
+
+FIRST_A = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+SCORE = "base_model.model.score.weight"
+
+
+@pytest.fixture
+def saved(tiny_gpt2, tmp_path) -> tuple[GPT2ForSequenceClassification, Path]:
+    """The untouched base, and the folder of an adapter that was trained on it."""
+    base = copy.deepcopy(tiny_gpt2)
+    adapted = adapt(tiny_gpt2, RunConfig(rank=2))
+    randomize_lora(adapted)
+    save_adapter(adapted, tmp_path, base_name="somewhere")
+    return base, tmp_path
+
+
+def rewrite(folder: Path, change: object) -> None:
+    """Let `change` edit the tensors in place; the metadata stays."""
+    path = folder / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata)
+
+
+def configure(folder: Path, **changes: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_what_comes_back_is_what_was_saved(tmp_path, tiny_gpt2):
+    base = copy.deepcopy(tiny_gpt2)
+    config = RunConfig(rank=3, alpha=5.5, dropout=0.25, target_modules=("c_attn", "mlp.c_proj"))
+    adapted = adapt(tiny_gpt2, config)
+    randomize_lora(adapted)
+    save_adapter(adapted, tmp_path)
+    back = load_adapter(base, tmp_path)
+    expected = adapted.state_dict()
+    assert back.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in back.state_dict().items())
+    trainable = [{n for n, p in model.named_parameters() if p.requires_grad} for model in (back, adapted)]
+    assert trainable[0] == trainable[1]
+    for _, layer in lora_layers(back):
+        assert (layer.rank, layer.alpha, layer.lora_dropout.p) == (3, 5.5, 0.25)
+
+
+def test_layers_that_share_no_suffix_are_named_in_full(tiny_gpt2, tmp_path):
+    base = copy.deepcopy(tiny_gpt2)
+    name = "transformer.h.1.attn.c_attn"
+    randomize_lora(inject_lora(tiny_gpt2.requires_grad_(False), [name], rank=2, alpha=4))
+    save_adapter(tiny_gpt2, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == [name]
+    assert [layer for layer, _ in lora_layers(load_adapter(base, tmp_path))] == [name]
+
+
+def test_layers_that_differ_fit_no_file(tiny_gpt2, tmp_path):
+    inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4)
+    next(layer for _, layer in lora_layers(tiny_gpt2)).alpha = 8
+    with pytest.raises(UserError, match="differ in rank, alpha or dropout"):
+        save_adapter(tiny_gpt2, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("use_rslora", True),
+        ("bias", "all"),
+        ("rank_pattern", {"c_attn": 8}),
+        ("alpha_pattern", {"c_attn": 8}),
+        ("layers_to_transform", [0]),
+        ("exclude_modules", ["c_proj"]),
+        ("init_lora_weights", "pissa"),
+        ("trainable_token_indices", [1]),
+        ("of_a_later_version", 1),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_its_key(saved, key, value):
+    base, folder = saved
+    configure(folder, **{key: value})
+    with pytest.raises(UserError, match=rf"adapter_config.json: {key} = .* is not implemented"):
+        load_adapter(base, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is not LORA"),
+        ({"r": "4"}, "r = '4' is of the wrong kind"),
+        ({"lora_alpha": None}, "lora_alpha = None is of the wrong kind"),
+        ({"target_modules": None}, "target_modules = None is of the wrong kind"),
+        ({"target_modules": ["q_proj"]}, r"\['q_proj'\] matches nothing"),
+        ({"target_modules": ["wte"]}, "unexpected tensor .*c_attn.lora_A"),
+        ({"target_modules": "transformer.h.0.attn.c_attn"}, "unexpected tensor .*h.1.attn.c_attn.lora_A"),
+        ({"target_modules": ["c_attn", "c_fc"]}, "h.0.mlp.c_fc.lora_A.weight is missing"),
+        ({"r": 3}, r"h.0.attn.c_attn.lora_A.weight is \(2, 16\), expected \(3, 16\)"),
+        ({"modules_to_save": None}, "unexpected tensor base_model.model.score.weight"),
+        ({"modules_to_save": ["score", "wpe"]}, "wpe.weight is missing"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(saved, changes, message):
+    base, folder = saved
+    configure(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        load_adapter(base, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(FIRST_A), "h.0.attn.c_attn.lora_A.weight is missing"),
+        (lambda t: t.pop(SCORE), "score.weight is missing"),
+        (lambda t: t.update({FIRST_A: torch.ones(2, 17)}), r"is \(2, 17\), expected \(2, 16\)"),
+        (lambda t: t.update({SCORE: torch.ones(3, 16)}), r"\(3, 16\), expected \(2, 16\) \(another number"),
+        (lambda t: t.update({"base_model.model.x.weight": torch.ones(1)}), "unexpected .*model.x.weight"),
+        (lambda t: t.update({"stray": torch.ones(1)}), "unexpected tensor stray"),
+        (lambda t: t[FIRST_A].fill_(float("nan")), "lora_A.weight holds a value that is not finite"),
+        (lambda t: t[SCORE].view(-1)[3:4].fill_(float("inf")), "score.weight holds a value that is not"),
+    ],
+)
+def test_tensors_that_do_not_fit(saved, change, message):
+    base, folder = saved
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    rewrite(folder, change)
+    with pytest.raises(UserError, match=message):
+        load_adapter(base, folder)
+    after = base.state_dict()  # refused before the model was touched
+    assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
+
+
+def cut(data: bytes) -> bytes:
+    return data[:-7]
+
+
+def flip(data: bytes) -> bytes:
+    return data[:9] + bytes(b ^ 0xFF for b in data[9:12]) + data[12:]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda data: b"", lambda data: data[:8]])
+def test_damaged_files(saved, damage):
+    base, folder = saved
+    for name, message in (
+        ("adapter_model.safetensors", "not a whole safetensors file"),
+        ("adapter_config.json", "cannot be read as JSON"),
+    ):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(damage(whole))
+        with pytest.raises(UserError, match=f"{name}: {message}"):
+            load_adapter(base, folder)
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=f"{name}: no such file"):
+            load_adapter(base, folder)
+        (folder / name).write_bytes(whole)
+    load_adapter(base, folder)
+
+
+def test_another_base_is_refused(saved):
+    base, folder = saved
+    with torch.no_grad():
+        base.transformer.h[1].mlp.c_fc.weight[3, 5] += 0.05
+    with pytest.raises(UserError, match="trained on a base with other weights"):
+        load_adapter(base, folder)
+
+
+def test_another_tokenizer_is_refused(tiny_gpt2, tmp_path):
+    base, tokenizer = copy.deepcopy(tiny_gpt2), load_tokenizer("bundled")
+    save_adapter(adapt(tiny_gpt2, RunConfig(rank=2)), tmp_path, tokenizer=tokenizer)
+    load_adapter(copy.deepcopy(base), tmp_path, tokenizer)
+    tokenizer.add_tokens(["zzz"])
+    with pytest.raises(UserError, match="another tokenizer"):
+        load_adapter(base, tmp_path, tokenizer)
+
+
+def test_files_that_do_not_name_their_base_load_with_a_warning(saved):
+    base, folder = saved
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match="does not say on which base"):
+        load_adapter(base, folder)
+
+
+def test_the_fingerprint_is_of_the_base_alone():
+    torch.manual_seed(0)
+    base = GPT2ForSequenceClassification(tiny_config())
+    digest = weights_fingerprint(base, ["score.weight"])
+    adapted = adapt(copy.deepcopy(base), RunConfig(rank=2))
+    randomize_lora(adapted)
+    torch.nn.init.ones_(adapted.score.weight)
+    assert weights_fingerprint(adapted, ["score.weight"]) == digest
+    assert weights_fingerprint(copy.deepcopy(base).bfloat16(), ["score.weight"]) == digest
+    assert weights_fingerprint(adapted) != digest
+    names = [name for name, _ in base.named_parameters() if name != "score.weight"]
+    for name in names:  # every weight counts
+        other = copy.deepcopy(base)
+        with torch.no_grad():
+            other.get_parameter(name).view(-1)[-1] += 0.5
+        assert weights_fingerprint(other, ["score.weight"]) != digest
+
+
+def test_the_tokenizers_fingerprint_sees_how_it_cuts():
+    tokenizer = load_tokenizer("bundled")
+    digest = tokenizer_fingerprint(tokenizer)
+    assert digest == tokenizer_fingerprint(load_tokenizer("bundled"))
+    tokenizer.backend_tokenizer.normalizer = None
+    assert tokenizer_fingerprint(tokenizer) != digest

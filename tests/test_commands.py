@@ -1,0 +1,317 @@
+"""predict, merge, evaluate, verify: on every kind of folder, and one clear line for every bad one."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_cli import BUNDLED, fails
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lora_from_scratch import cli, commands
+from lora_from_scratch.batches import tokenize
+from lora_from_scratch.commands import compare
+from lora_from_scratch.dataset import load_labelled
+from lora_from_scratch.evaluate import predict_logits
+from lora_from_scratch.predict import predict
+from lora_from_scratch.saved import load_adapted
+
+METHODS = ("head", "full", "lora", "prelayer")
+TEXTS = ["a warm and funny film .", "", "dull", "it is not a bad film , and the end is a triumph"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with a run of every method that leaves something, each trained for a few steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in METHODS:
+        flags = ["--method", method, "--limit-train", "256", "--max-steps", "16", "--lr", "1e-3"]
+        assert cli.main([*BUNDLED, *flags, "--output-dir", str(folder / method)]) == 0
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert cli.main(list(map(str, arguments))) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path):
+    flags = ["--dataset", "bundled", "--precision", "fp32", "--device", "cpu", "--output-dir", tmp_path]
+    text = printed(capsys, "evaluate", "--adapter", runs / method, *flags)
+    values = json.loads((tmp_path / "results.json").read_text())
+    trained = json.loads((runs / method / "results.json").read_text())
+    for key in ("accuracy", "accuracy_margin_95", "f1", "total_parameters", "head_parameters"):
+        assert values[key] == trained[key]
+    assert values["trainable_parameters"] == trained["trainable_parameters"]
+    assert values["data"]["sentences"] == 498 and values["sentences_per_second"] > 0
+    assert f"{values['accuracy']:.2f} ±" in text
+
+
+def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
+    (tmp_path / "mine.csv").write_text("words,mood\ngood,positive\nbad,negative\nfine,1\n")
+    columns = ["--text-column", "words", "--label-column", "mood"]
+    flags = ["--dataset", tmp_path / "mine.csv", *columns, "--output-dir", tmp_path / "out"]
+    printed(capsys, "evaluate", "--adapter", runs / "lora", *flags)
+    values = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert values["data"]["sentences"] == 3 and values["data"]["name"] == "mine.csv"
+
+
+def test_evaluate_leaves_a_trainings_results_alone(runs, capsys):
+    flags = ["--dataset", "bundled", "--output-dir", str(runs / "lora")]
+    assert "holds the results of a training" in fails(
+        capsys, "evaluate", "--adapter", str(runs / "lora"), *flags
+    )
+
+
+def test_labels_of_two_sources_are_matched_by_name_or_number(tmp_path):
+    path = tmp_path / "file.tsv"
+    path.write_text("sentence\tlabel\na\tpositive\nb\t0\n")
+    assert load_labelled(str(path), ["negative", "positive"])[0].labels == [1, 0]
+    with pytest.raises(ValueError, match="label 'positive' is none of bad, good"):
+        load_labelled(str(path), ["bad", "good"])
+    split, name = load_labelled("bundled", ["0", "1"])
+    assert name == "validation.tsv" and set(split.labels) == {0, 1}
+    with pytest.raises(ValueError, match="has the labels negative, positive, the model has bad, good"):
+        load_labelled("bundled", ["bad", "good"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predict_gives_label_probability_and_text_in_order(runs, method, capsys, monkeypatch):
+    adapted = load_adapted(runs / method)
+    expected = []
+    for text in TEXTS:  # one by one, without this project's batches
+        input_ids = adapted.tokenizer(text or "<|endoftext|>", return_tensors="pt").input_ids
+        with torch.no_grad():
+            expected.append(adapted.model(input_ids=input_ids).logits.softmax(1)[0])
+    out = printed(capsys, "predict", "--adapter", runs / method, "--device", "cpu", *TEXTS)
+    for line, text, probabilities in zip(out.splitlines(), TEXTS, expected, strict=True):
+        label, probability, given = line.split("\t")
+        assert label == ["negative", "positive"][int(probabilities.argmax())]
+        assert float(probability) == pytest.approx(probabilities.max().item(), abs=6e-5)
+        assert given == text
+
+    stdin = io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert printed(capsys, "predict", "--adapter", runs / method, "--device", "cpu") == out
+
+
+def test_predict_reads_a_file_and_speaks_json(runs, capsys, tmp_path):
+    lines = ['caf\u00e9 , a "gem"', "tab\there", "last"]
+    (tmp_path / "texts").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    out = printed(capsys, "predict", "--adapter", runs / "lora", "--file", tmp_path / "texts", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["text"] for row in rows] == lines
+    assert all(
+        set(row) == {"label", "probability", "text"} and 0.5 <= row["probability"] <= 1 for row in rows
+    )
+    plain = printed(capsys, "predict", "--adapter", runs / "lora", "--file", tmp_path / "texts")
+    assert [line.count("\t") for line in plain.splitlines()] == [2, 2, 2]
+
+
+def test_predict_on_more_lines_than_one_portion(runs, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(commands, "PORTION", 7)
+    texts = [f"film number {i} is " + "very " * (i % 9) + "good" for i in range(50)]
+    (tmp_path / "texts").write_text("\n".join(texts))
+    out = printed(capsys, "predict", "--adapter", runs / "lora", "--file", tmp_path / "texts", "--json")
+    whole = predict(load_adapted(runs / "lora"), texts)
+    for line, expected in zip(out.splitlines(), whole, strict=True):
+        row = json.loads(line)
+        assert (row["text"], row["label"]) == (expected.text, expected.label)
+        assert row["probability"] == pytest.approx(expected.probability, abs=1e-5)
+
+
+def test_predict_stops_quietly_when_nobody_reads_on(runs):
+    command = f"{sys.executable} run.py predict --adapter {runs / 'lora'} | head -1"
+    texts = "a fine film\n" * 9000
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        input=texts,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout.count("\n") == 1
+    assert "error" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_merged_checkpoint_is_plain(runs, method, capsys, tmp_path):
+    """Read by transformers alone, in a process that can import neither this package nor PEFT."""
+    out = printed(capsys, "merge", "--adapter", runs / method, "--out", tmp_path / "merged")
+    assert "flipped predictions 0" in out and "non-finite values 0" in out
+    adapted = load_adapted(runs / method)
+    names = {name.replace(".base_layer", "") for name, _ in adapted.model.named_parameters()}
+    saved = load_file(tmp_path / "merged" / "model.safetensors")
+    assert saved.keys() == {name for name in names if ".lora_" not in name}
+    expected = [(p.label, p.probability) for p in predict(adapted, ["a fine film", "a mess"])]
+    program = f"""
+import sys
+sys.modules["lora_from_scratch"] = sys.modules["peft"] = None
+from transformers import AutoModelForSequenceClassification, pipeline
+AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "merged")!r})
+classify = pipeline("text-classification", model={str(tmp_path / "merged")!r})
+print([(r["label"], r["score"]) for r in classify(["a fine film", "a mess"])])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for (label, probability), (expected_label, expected_probability) in zip(
+        eval(done.stdout), expected, strict=True
+    ):
+        assert label == expected_label
+        assert probability == pytest.approx(expected_probability, abs=1e-5)
+
+
+def test_merged_logits_equal_the_adapters(runs, capsys, tmp_path):
+    printed(capsys, "merge", "--adapter", runs / "lora", "--out", tmp_path / "merged")
+    adapted = load_adapted(runs / "lora")
+    assert any(layer.any() for name, layer in adapted.model.named_parameters() if name.endswith("lora_B"))
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.get_vocab() == adapted.tokenizer.get_vocab()
+    assert merged.config.id2label == {0: "negative", 1: "positive"}
+    examples = tokenize(tokenizer, ["a fine film", "a mess of a film , start to end"], [0, 0], 64)
+    torch.testing.assert_close(
+        predict_logits(merged, examples), predict_logits(adapted.model, examples), rtol=0, atol=1e-5
+    )
+
+
+def test_merge_refuses_to_leave_a_broken_checkpoint(runs, capsys, tmp_path, monkeypatch):
+    whole = commands.save_checkpoint
+
+    def damaged(model: torch.nn.Module, tokenizer: object, folder: Path) -> None:
+        whole(model, tokenizer, folder)
+        weights = load_file(folder / "model.safetensors")
+        weights["transformer.h.0.attn.c_attn.weight"] *= 1.5
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(commands, "save_checkpoint", damaged)
+    line = fails(capsys, "merge", "--adapter", str(runs / "lora"), "--out", str(tmp_path / "out"))
+    assert "the merged model is not the adapted one: max |delta logit|" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_merge_writes_into_no_folder_that_holds_anything(runs, capsys, tmp_path):
+    (tmp_path / "mine").write_text("")
+    line = fails(capsys, "merge", "--adapter", str(runs / "lora"), "--out", str(tmp_path))
+    assert "is not an empty folder" in line and [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_compare_sees_flips_and_what_is_not_finite():
+    expected = torch.tensor([[1.0, 2.0], [30.0, 1.0]])
+    same = compare(expected + 0.001, expected)
+    assert same.largest == pytest.approx(0.001, abs=1e-5) and same.flipped == same.not_finite == 0
+    assert same.within(1e-3) and not same.within(1e-5)
+    other = compare(torch.tensor([[3.0, 2.0], [30.0, float("inf")]]), expected)
+    assert (other.largest, other.flipped, other.not_finite) == (2.0, 2, 1)
+    assert not other.within(1e9)
+    assert not compare(torch.full_like(expected, float("nan")), expected).within(1e9)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
+@pytest.mark.parametrize("method", ["lora", "prelayer"])
+def test_verify_compares_with_peft_both_ways(runs, method, capsys):
+    out = printed(capsys, "verify", "--adapter", runs / method)
+    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and "498 sentences" in out
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_verify_notices_another_reading(runs, capsys, monkeypatch):
+    import peft
+
+    right = peft.PeftModel.from_pretrained
+
+    def wrong(*arguments: object) -> object:
+        model = right(*arguments)
+        model.base_model.model.score.modules_to_save["default"].weight.data *= 1.01
+        return model
+
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", wrong)
+    line = fails(capsys, "verify", "--adapter", str(runs / "lora"))
+    assert "ours, read by PEFT, gives other logits" in line
+
+
+def test_verify_without_peft_or_without_an_adapter(runs, capsys, monkeypatch):
+    assert "only lora and prelayer" in fails(capsys, "verify", "--adapter", str(runs / "full"))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert "pip install peft" in fails(capsys, "verify", "--adapter", str(runs / "lora"))
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in run.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_bad_folders_end_in_one_line(runs, capsys, tmp_path):
+    def refused(folder: Path, *flags: str) -> str:
+        return fails(capsys, "predict", "--adapter", str(folder), *flags, "text")
+
+    assert "no such folder" in refused(tmp_path / "nothing")
+    assert "holds no adapter" in refused(tmp_path)
+    assert "--adapter" in fails(capsys, "predict", "text")
+    assert "texts or --file" in fails(
+        capsys, "predict", "--adapter", str(runs / "lora"), "--file", "texts", "text"
+    )
+    adapter = copy_of(runs / "lora", tmp_path / "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "not a whole safetensors file" in refused(adapter)
+    tensors = load_file(runs / "lora" / "adapter_model.safetensors")
+    save_file(tensors, weights, {"base_weights": "0" * 64})
+    assert "trained on a base with other weights" in refused(adapter)
+    save_file(tensors, weights, {"labels": '["a", "b", "c"]'})
+    assert "3 label names, but score.weight is (2, 256)" in refused(adapter)
+    save_file(tensors, weights, {"labels": "["})
+    assert "label names are damaged" in refused(adapter)
+    assert "nowhere" in refused(runs / "lora", "--model", "./nowhere")
+    head = copy_of(runs / "head", tmp_path / "head")
+    for change, message in (
+        ({"score.weight": torch.ones(2, 5)}, "score.weight is (2, 5), expected (2, 256)"),
+        ({"score.weight": torch.ones(2, 256), "more": torch.ones(1)}, "unexpected tensor more"),
+        ({"more": torch.ones(1)}, "score.weight, is missing"),
+    ):
+        save_file(change, head / "head.safetensors", {"base": "bundled"})
+        assert message in refused(head)
+    full = copy_of(runs / "full", tmp_path / "full")
+    weights = load_file(full / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, full / "model.safetensors", {"format": "pt"})
+    assert "has no classifier head" in refused(full)
+    (full / "model.safetensors").write_bytes(b"\x00" * 100)
+    assert "cannot be read" in refused(full)
+
+
+def test_a_file_of_texts_that_is_missing_or_not_utf8(runs, capsys, tmp_path):
+    flags = ["predict", "--adapter", str(runs / "lora"), "--file"]
+    assert "No such file" in fails(capsys, *flags, str(tmp_path / "nothing"))
+    (tmp_path / "latin").write_bytes(b"fine\ncaf\xe9\n")
+    assert "latin, line 2: not UTF-8" in fails(capsys, *flags, str(tmp_path / "latin"))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
+    """A file of one's own with three string labels: trains, predicts by name, merges, loads in PEFT."""
+    moods = {"calm": "the sea is still and quiet", "angry": "he shouts and breaks it", "glad": "she laughs"}
+    rows = [f'"{text} , {i}",{mood}' for i in range(20) for mood, text in moods.items()]
+    (tmp_path / "moods.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    flags = ["--epochs", "20", "--lr", "3e-3", "--output-dir", str(run)]
+    assert cli.main([*BUNDLED, "--dataset", str(tmp_path / "moods.csv"), *flags]) == 0
+    assert json.loads((run / "results.json").read_text())["accuracy"] == 100
+    out = printed(capsys, "predict", "--adapter", run, *moods.values())
+    assert [line.split("\t")[0] for line in out.splitlines()] == list(moods)
+    printed(capsys, "verify", "--adapter", run)
+    printed(capsys, "merge", "--adapter", run, "--out", tmp_path / "merged")
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").config
+    assert config.id2label == {0: "angry", 1: "calm", 2: "glad"}
+    merged = printed(capsys, "predict", "--adapter", tmp_path / "merged", *moods.values())
+    assert [line.split("\t")[0] for line in merged.splitlines()] == list(moods)
