@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-WINDOW = 50  # batches; wide enough to sort by length, narrow enough that batches change from epoch to epoch
+WINDOW = 200  # batches; wide enough to sort by length, narrow enough that batches change from epoch to epoch
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,11 @@ class Batch:
     """B sentences padded on the right to the longest of them, T tokens."""
 
     input_ids: torch.Tensor  # (B, T)
-    attention_mask: torch.Tensor  # (B, T), 1 on real tokens
+    lengths: torch.Tensor  # (B,), how many tokens of each row are real
     labels: torch.Tensor  # (B,)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            *(t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))
-        )
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.lengths, self.labels)))
 
 
 def tokenize(
@@ -67,7 +65,7 @@ def bucketed_batches(
 
     Shuffle everything; within each window of `window` batches sort by length; cut into batches; shuffle the
     batches. Every index appears exactly once. Random batches of 16 SST-2 sentences padded to their longest
-    are 34 % full, these 95 %.
+    are 34 % full, these 98.7 %.
     """
     order = torch.randperm(len(lengths), generator=generator)
     batches = []
@@ -94,4 +92,4 @@ def pad_batch(examples: TokenizedExamples, indices: torch.Tensor, pad_token_id: 
     real = positions < lengths[:, None]  # (B, T)
     where = (examples.starts[indices, None] + positions).clamp_(max=len(examples.token_ids) - 1)
     input_ids = torch.where(real, examples.token_ids[where], pad_token_id)
-    return Batch(input_ids, real.long(), examples.labels[indices])
+    return Batch(input_ids, lengths, examples.labels[indices])

@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe", choices=tuple(RECIPES), help="published: the published table's; flags override it"
     )
     how.add_argument(
-        "--epochs", type=int, help="passes over the sentences (default: 2; bundled sentences: 8)"
+        "--epochs", type=int, help="passes over the sentences (default: 2; bundled sentences: 16)"
     )
     how.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps")
     how.add_argument("--batch-size", type=int, metavar="B", help=_help("batch_size", "sentences a step"))

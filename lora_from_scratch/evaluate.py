@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.batches import TokenizedExamples, pad_batch, sorted_batches
+from lora_from_scratch.gpt2 import classify
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ def predict_logits(
     for indices in tqdm(batches, desc="evaluate", unit="batch", leave=False):
         batch = pad_batch(examples, indices, model.config.pad_token_id).to(device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        logits[indices] = output.logits.float().cpu()
+            logits[indices] = classify(model, batch.input_ids, batch.lengths).float().cpu()
     model.train(was_training)
     return logits
 

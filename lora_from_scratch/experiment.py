@@ -18,12 +18,13 @@ from lora_from_scratch.dataset import Dataset, load_dataset
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.evaluate import Score, predict_logits, score
 from lora_from_scratch.measure import Memory, ParameterCount, count_parameters, read_memory, reset_peak_memory
-from lora_from_scratch.methods import adapt, default_lr
+from lora_from_scratch.methods import adapt, default_lr, keep_frozen_in_bf16
 from lora_from_scratch.model import NotFound, load_model, load_tokenizer
+from lora_from_scratch.occurring import occurring_rows
 from lora_from_scratch.train import Training, train
 
 EPOCHS = 2
-BUNDLED_EPOCHS = 8  # the bundled sentences are few
+BUNDLED_EPOCHS = 16  # the bundled sentences are few
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,6 +134,8 @@ def prepare(config: RunConfig) -> Prepared:
         epochs=config.epochs or (BUNDLED_EPOCHS if dataset_name == BUNDLED else EPOCHS),
     )
     adapt(model, config, generator_for(config.seed, "adapter"))
+    if config.precision == "bf16":
+        keep_frozen_in_bf16(model)
 
     train_split = dataset.train
     if config.limit_train is not None and config.limit_train < len(train_split):
@@ -188,18 +191,7 @@ def execute(prepared: Prepared) -> RunResult:
     reset_peak_memory(device)
     training = None
     if config.method != "none":
-        torch.manual_seed(config.seed)  # dropout's draws, whatever loading drew before
-        training = train(
-            model,
-            prepared.train_examples,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            precision=precision,
-            generator=generator_for(config.seed, "order"),
-            max_steps=config.max_steps,
-        )
+        training = train_prepared(prepared)
     memory = read_memory(device)
     logits = predict_logits(model, prepared.validation_examples, precision=precision)
     if not logits.isfinite().all():
@@ -212,6 +204,26 @@ def execute(prepared: Prepared) -> RunResult:
         memory,
         training,
     )
+
+
+def train_prepared(prepared: Prepared) -> Training:
+    """Train what `prepare` made ready, embeddings only where they are needed."""
+    config, model = prepared.config, prepared.model
+    torch.manual_seed(config.seed)  # dropout's draws, whatever loading drew before
+    with occurring_rows(model, prepared.train_examples) as occurring:
+        training = train(
+            model,
+            occurring.examples,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            precision=DTYPES[config.precision],
+            generator=generator_for(config.seed, "order"),
+            max_steps=config.max_steps,
+        )
+        occurring.decay = training.decay
+    return training
 
 
 def epoch_plan(prepared: Prepared) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lora_from_scratch.dropout import Dropout
 from lora_from_scratch.errors import UserError
 
 
@@ -57,7 +58,7 @@ class LoRALinear(nn.Module):
         self.rank = rank
         self.alpha = alpha
         self.scaling = alpha / rank
-        self.lora_dropout = nn.Dropout(dropout)
+        self.lora_dropout = Dropout(dropout)
 
         in_dim, out_dim = base_layer.weight.shape
         if isinstance(base_layer, nn.Linear):  # Linear stores (out, in), Conv1D (in, out)
@@ -77,8 +78,9 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # A first: two thin products cost r * (in + out) per token, where B A in full would cost in * out.
-        h = self.lora_dropout(x) @ self.lora_A.T  # (..., r)
-        return self.base_layer(x) + self.scaling * (h @ self.lora_B.T)  # (..., out)
+        A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # x is bf16 where W0 is
+        h = self.scaling * (self.lora_dropout(x) @ A.T)  # (..., r)
+        return self.base_layer(x) + h @ B.T  # (..., out)
 
     @torch.no_grad()
     def merge(self) -> nn.Linear | Conv1D:

@@ -67,6 +67,17 @@ def lora(
     return inject_lora(head(model), target_modules, rank, alpha, dropout, generator)
 
 
+def keep_frozen_in_bf16(model: GPT2ForSequenceClassification) -> GPT2ForSequenceClassification:
+    """Store what does not learn, the head apart, in bf16: half the memory, and no cast of it in every step.
+
+    Autocast to bf16 rounds the same weights the same way, again and again. What learns stays in fp32.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and not name.startswith("score."):
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
 def adapt(
     model: GPT2ForSequenceClassification, config: RunConfig, generator: torch.Generator | None = None
 ) -> GPT2ForSequenceClassification:

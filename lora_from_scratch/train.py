@@ -14,6 +14,7 @@ from transformers import GPT2ForSequenceClassification, get_scheduler
 
 from lora_from_scratch.batches import TokenizedExamples, bucketed_batches, pad_batch
 from lora_from_scratch.errors import UserError
+from lora_from_scratch.gpt2 import classify
 from lora_from_scratch.measure import PhaseClock
 
 CLIP_NORM = 1.0
@@ -30,6 +31,7 @@ class Training:
     padding_efficiency: float
     seconds: float
     phases: dict[str, float]  # seconds of data, forward, backward, optimizer
+    decay: float  # what weight decay alone made of a weight that got no gradient, as a factor
     metrics: list[dict[str, float | None]]  # one entry a step; no gradient norm where fp16 overflowed
 
 
@@ -75,6 +77,7 @@ def train(
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
     loss_dtype = torch.promote_types(precision, model.score.weight.dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    decay = 1.0
     log = _StepLog(steps, trainable[0])
     clock = PhaseClock(device)
     model.train()
@@ -86,7 +89,7 @@ def train(
             clock.lap("data")
 
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                logits = classify(model, batch.input_ids, batch.lengths)
             loss = cross_entropy(logits.to(loss_dtype), batch.labels)
             clock.lap("forward")
 
@@ -101,6 +104,7 @@ def train(
             step_lr = schedule.get_last_lr()[0]
             if scaler.get_scale() >= scale:  # else fp16 gradients overflowed and the step was left out
                 schedule.step()
+                decay *= 1 - step_lr * weight_decay
             optimizer.zero_grad()
             clock.lap("optimizer")
 
@@ -109,7 +113,7 @@ def train(
                 bar.set_postfix(loss=f"{log.recent_loss(lr):.3f}", refresh=False)
             bar.update(indices.numel())
         clock.stop()
-    return log.summary(clock)
+    return log.summary(clock, decay)
 
 
 def _batches_of_all_epochs(
@@ -155,7 +159,7 @@ class _StepLog:
             )
         return loss
 
-    def summary(self, clock: PhaseClock) -> Training:
+    def summary(self, clock: PhaseClock, decay: float) -> Training:
         losses, norms = self._losses.tolist(), self._norms.tolist()
         metrics = [
             {"step": step, "loss": loss, "gradient_norm": norm if math.isfinite(norm) else None, **row}
@@ -169,5 +173,6 @@ class _StepLog:
             padding_efficiency=tokens / self._padded,
             seconds=clock.seconds,
             phases=clock.phases,
+            decay=decay,
             metrics=metrics,
         )

@@ -68,7 +68,7 @@ def test_pad_batch_by_hand():
     assert examples.lengths.tolist() == [1, 4, 2] and examples.truncated == 0
     batch = pad_batch(examples, torch.tensor([2, 0]), pad_token_id=99)
     assert batch.input_ids.tolist() == [[a, film], [good, 99]]
-    assert batch.attention_mask.tolist() == [[1, 1], [1, 0]]
+    assert batch.lengths.tolist() == [2, 1]
     assert batch.labels.tolist() == [1, 1]
 
 
@@ -96,6 +96,6 @@ def test_sst2_in_gpt2_tokens(shared):
     assert int(examples.lengths.sum()) == 765_056
     assert int(examples.lengths.max()) == 64 and int(examples.lengths.median()) == 8
     batches = bucketed_batches(examples.lengths, 16, torch.Generator().manual_seed(0))
-    assert padding_efficiency(examples.lengths, batches) >= 0.94
+    assert padding_efficiency(examples.lengths, batches) >= 0.98
     shuffled = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).split(16)
     assert padding_efficiency(examples.lengths, shuffled) == pytest.approx(0.34, abs=0.01)
