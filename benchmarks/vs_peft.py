@@ -35,7 +35,7 @@ WARM_UP = 64  # sentences
 SETTINGS = {  # (method, theirs, sentences in each turn)
     "published": ("lora", 96),
     "default": ("lora", 320),
-    "best": ("lora", 800),
+    "best": ("lora", 1600),
     "full": ("full", 480),
     "prelayer": ("prelayer", 480),
 }
