@@ -85,11 +85,11 @@ def padding_efficiency(lengths: torch.Tensor, batches: Sequence[torch.Tensor]) -
     return sum(int(lengths[batch].sum()) for batch in batches) / padded
 
 
-def pad_batch(examples: TokenizedExamples, indices: torch.Tensor, pad_token_id: int) -> Batch:
-    """Gather the sentences at `indices` into one right-padded batch."""
+def pad_batch(examples: TokenizedExamples, indices: torch.Tensor) -> Batch:
+    """Gather the sentences at `indices` into one right-padded batch. Padding is id 0: nobody reads it."""
     lengths = examples.lengths[indices]  # (B,)
     positions = torch.arange(int(lengths.max()))  # (T,)
     real = positions < lengths[:, None]  # (B, T)
     where = (examples.starts[indices, None] + positions).clamp_(max=len(examples.token_ids) - 1)
-    input_ids = torch.where(real, examples.token_ids[where], pad_token_id)
+    input_ids = torch.where(real, examples.token_ids[where], 0)
     return Batch(input_ids, lengths, examples.labels[indices])

@@ -36,7 +36,7 @@ def predict_logits(
     logits = torch.empty(len(examples), model.config.num_labels)
     batches = sorted_batches(examples.lengths, batch_size)
     for indices in tqdm(batches, desc="evaluate", unit="batch", leave=False):
-        batch = pad_batch(examples, indices, model.config.pad_token_id).to(device)
+        batch = pad_batch(examples, indices).to(device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits[indices] = classify(model, batch.input_ids, batch.lengths).float().cpu()
     model.train(was_training)

@@ -85,7 +85,7 @@ def train(
     with tqdm(total=min(epochs * len(examples), steps * batch_size), desc="train", unit=" sentences") as bar:
         clock.start()
         for indices in _batches_of_all_epochs(examples, batch_size, steps, generator):
-            batch = pad_batch(examples, indices, model.config.pad_token_id).to(device)
+            batch = pad_batch(examples, indices).to(device)
             clock.lap("data")
 
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):

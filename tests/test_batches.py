@@ -66,8 +66,8 @@ def test_pad_batch_by_hand():
     good, a, very, film = (ids[0] for ids in words)
     assert examples.token_ids.tolist() == [good, a, very, good, film, a, film]
     assert examples.lengths.tolist() == [1, 4, 2] and examples.truncated == 0
-    batch = pad_batch(examples, torch.tensor([2, 0]), pad_token_id=99)
-    assert batch.input_ids.tolist() == [[a, film], [good, 99]]
+    batch = pad_batch(examples, torch.tensor([2, 0]))
+    assert batch.input_ids.tolist() == [[a, film], [good, 0]]
     assert batch.lengths.tolist() == [2, 1]
     assert batch.labels.tolist() == [1, 1]
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2ForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from choose_learning_rate import hold_out_sentences, phrases
+from roofline import operations, products
+from same_accuracy import plain_accuracy
 
+from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.dataset import Split, load_dataset
+from lora_from_scratch.experiment import prepare
+from lora_from_scratch.gpt2 import classify
+from lora_from_scratch.model import BUNDLED_MODEL
 
 
 def test_phrases_are_the_runs_of_words():
@@ -34,3 +48,37 @@ def test_nothing_of_the_slice_is_left_in_sst2s_training_rows(shared):
     assert not any(phrase in kept for sentence in held_out.sentences for phrase in phrases(sentence))
     assert len(rest) > 0.95 * len(train)
     assert sum(len(sentence.split()) for sentence in held_out.sentences) / 200 > 15
+
+
+@pytest.mark.parametrize(("layers", "rank"), [(2, 3), (4, 1)])
+def test_the_roofline_counts_what_a_step_computes_and_a_step_computes_no_more(layers, rank):
+    """torch's own counter on a batch without padding; attention's batched products are apart."""
+    torch.manual_seed(0)
+    config = tiny_config(n_layer=layers)
+    model = adapt(GPT2ForSequenceClassification(config), RunConfig(rank=rank)).train()
+    B, T, C = 5, 7, config.n_embd
+    with FlopCounterMode(display=False) as counter:
+        logits = classify(model, torch.randint(1, 50, (B, T)), torch.full((B,), T))
+        cross_entropy(logits, torch.zeros(B, dtype=torch.long)).backward()
+    counted = {str(op): flop for op, flop in counter.get_flop_counts()["Global"].items()}
+    head = 3 * 2 * B * C * 2
+    expected = sum(operations(products(config, rank), B * T, B).values())
+    assert counted["aten.mm"] + counted["aten.addmm"] - head == expected
+
+
+def test_the_plain_loop_and_ours_agree_without_dropout(tmp_path):
+    """One start, one order of batches, fp32: the accuracies that `same_accuracy` compares are then equal."""
+    settings = {"dataset": "bundled", "device": "cpu", "precision": "fp32", "dropout": 0.0, "epochs": 1}
+    base = load_model_without_dropout(tmp_path)
+    config = RunConfig(model=base, limit_train=320, lr=2e-3, **settings)
+    assert plain_accuracy(prepare(config)) == pytest.approx(run(config).score.accuracy, abs=0.21)
+
+
+def load_model_without_dropout(folder: Path) -> str:
+    """The bundled model in a folder, its configuration's dropouts at 0."""
+    for path in BUNDLED_MODEL.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    (folder / "config.json").write_text(json.dumps(values))
+    return str(folder)

@@ -56,7 +56,7 @@ def test_logits_come_in_the_order_of_the_sentences(tiny_gpt2, tiny_examples, bat
     assert tiny_gpt2.training and not logits.requires_grad
     tiny_gpt2.eval()
     for i in range(len(tiny_examples)):
-        alone = pad_batch(tiny_examples, torch.tensor([i]), 0).input_ids
+        alone = pad_batch(tiny_examples, torch.tensor([i])).input_ids
         with torch.no_grad():
             torch.testing.assert_close(logits[i], tiny_gpt2(input_ids=alone).logits[0], rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,166 @@
+"""Why: how far is the training loop from what this machine can do, and where does the rest go?
+
+    python benchmarks/roofline.py --shared ../shared
+
+Counts the floating-point operations that one epoch of LoRA (r=4, c_attn and head) on GPT-2 small needs, for
+real tokens alone and without what no gradient asks for. Measures this machine's rate of matrix products at
+the shapes of the run. The floor is the operations at that rate: attention, LayerNorm, GELU, dropout, casts,
+optimizer and Python cost nothing in it. Ends in one JSON line; draws --picture if asked to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config
+
+from lora_from_scratch.batches import tokenize
+from lora_from_scratch.config import RunConfig
+from lora_from_scratch.experiment import Prepared, prepare, train_prepared
+from lora_from_scratch.report import markdown_table
+
+SENTENCES, ROUNDS = 1600, 5
+KINDS = {  # the profiler's names of operations, by what they are for
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
+    "dropout": ("aten::random_", "aten::ge", "aten::mul", "aten::mul_"),
+    "GELU": ("aten::gelu", "aten::gelu_backward"),
+    "LayerNorm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    "residual sums": ("aten::add", "aten::add_"),
+    "casts and copies": ("aten::copy_", "aten::cat", "aten::_to_copy", "aten::index"),
+}
+
+
+def products(config: GPT2Config, rank: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """(in, out) of each matrix product -> how often a token, and how often a sentence, goes through it.
+
+    Forward, and backward to the input (the weights are frozen). Of the last block, tokens need c_attn alone;
+    its projection and MLP see one position a sentence. The first block's c_attn has nothing below it that
+    learns, so nothing flows back through it but into LoRA.
+    """
+    C, L = config.n_embd, config.n_layer
+    token = {(C, 3 * C): L, (C, C): L - 1, (C, 4 * C): L - 1, (4 * C, C): L - 1}
+    back = {(3 * C, C): L - 1, (C, C): L - 1, (4 * C, C): L - 1, (C, 4 * C): L - 1}
+    sentence = {(C, C): 2, (C, 4 * C): 2, (4 * C, C): 2}
+    # LoRA: x A and h B forward; dA, dB, and back through B always, through A where something below learns.
+    thin = {(C, rank): 2 * L + L - 1, (rank, 3 * C): 3 * L}
+    shapes = {*token, *back, *sentence, *thin}
+    return {
+        shape: (token.get(shape, 0) + back.get(shape, 0) + thin.get(shape, 0), sentence.get(shape, 0))
+        for shape in shapes
+    }
+
+
+def operations(shapes: dict[tuple[int, int], tuple[int, int]], tokens: int, sentences: int) -> dict:
+    """Floating-point operations by shape: two for each weight and each row that meets it."""
+    return {
+        (i, o): 2 * i * o * (per_token * tokens + per_sentence * sentences)
+        for (i, o), (per_token, per_sentence) in shapes.items()
+    }
+
+
+def product_rate(shape: tuple[int, int], rows: int, dtype: torch.dtype, repeats: int = 24) -> float:
+    """Operations a second of `(rows, in) @ (in, out)`, over as many weights as GPT-2 has blocks."""
+    x = torch.randn(rows, shape[0]).to(dtype)
+    weights = [torch.randn(shape).to(dtype) for _ in range(12)]
+    for weight in weights[:4]:
+        x @ weight
+    started = time.perf_counter()
+    for i in range(repeats):
+        x @ weights[i % len(weights)]
+    return repeats * 2 * rows * shape[0] * shape[1] / (time.perf_counter() - started)
+
+
+def breakdown(prepared: Prepared) -> dict[str, float]:
+    """Share of the loop's time by kind of work, from PyTorch's profiler; Python is what no operation took."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        seconds = train_prepared(prepared).seconds
+    by_name = {event.key: event.self_cpu_time_total / 1e6 for event in record.key_averages()}
+    shares = {kind: sum(by_name.get(name, 0.0) for name in names) for kind, names in KINDS.items()}
+    known = {name for names in KINDS.values() for name in names}
+    shares["optimizer"] = sum(
+        t for name, t in by_name.items() if "Optimizer" in name or "_fused_adamw" in name
+    )
+    other = sum(t for name, t in by_name.items() if name not in known and name.startswith("aten::"))
+    shares["other operations"] = other
+    shares["autograd, Python, waiting"] = max(0.0, seconds - sum(shares.values()))
+    return {kind: taken / seconds for kind, taken in shares.items()}
+
+
+def draw(shares: dict[str, float], reached: float, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(shares), [100 * share for share in shares.values()], color="C0")
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set(xlabel="% of the loop's time", title=f"{100 * reached:.0f} % of the floor of matrix products")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
+    parser.add_argument("--picture", type=Path)
+    flags = parser.parse_args()
+    whole = prepare(
+        RunConfig(
+            model=str(flags.shared / "gpt2"),
+            random_init=True,
+            dataset=str(flags.shared / "data" / "sst2"),
+            epochs=1,
+            device="cpu",
+        )
+    )
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[whole.config.precision]
+    shapes = products(whole.model.config, whole.config.rank)
+    lengths = whole.train_examples.lengths
+    epoch = sum(operations(shapes, int(lengths.sum()), len(lengths)).values())
+
+    chosen = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))[:SENTENCES]
+    split = whole.dataset.train.take(chosen.tolist())
+    prepared = replace(whole, train_examples=tokenize(whole.tokenizer, split.sentences, split.labels, 128))
+    tokens = int(prepared.train_examples.lengths.sum())
+    needed = operations(shapes, tokens, SENTENCES)
+    batch = whole.config.batch_size
+    rows = {shape: round(tokens / SENTENCES * batch) if shapes[shape][0] else batch for shape in shapes}
+    wide = {shape: needed[shape] for shape in shapes if min(shape) > whole.config.rank}
+
+    train_prepared(prepared)
+    reached, rates = [], []
+    for _ in range(ROUNDS):
+        rate = {shape: product_rate(shape, rows[shape], dtype) for shape in wide}
+        seconds = train_prepared(prepared).seconds
+        fastest = sum(wide.values()) / sum(wide[shape] / rate[shape] for shape in wide)
+        reached.append(sum(needed.values()) / fastest / seconds)  # thin products at the wide ones' rate
+        rates.append(fastest)
+    shares = breakdown(prepared)
+
+    print(f"one epoch: {epoch / 1e12:.1f} TFLOP for {int(lengths.sum()):,} real tokens")
+    print(f"rate of matrix products at these shapes: {median(rates) / 1e9:.0f} GFLOP/s")
+    print(f"share of the floor: {median(reached):.3f} ({min(reached):.3f} .. {max(reached):.3f})")
+    print(markdown_table([("where the time goes", "%"), *((k, f"{100 * v:.1f}") for k, v in shares.items())]))
+    if flags.picture:
+        draw(shares, median(reached), flags.picture)
+    result = {
+        "share_of_floor": median(reached),
+        "range": [min(reached), max(reached)],
+        "epoch_flop": epoch,
+        "gflop_per_second": median(rates) / 1e9,
+        "breakdown": shares,
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
