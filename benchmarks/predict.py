@@ -28,17 +28,50 @@ from lora_from_scratch.experiment import run
 from lora_from_scratch.outputs import write_run
 from lora_from_scratch.predict import predict
 from lora_from_scratch.report import markdown_table
-from lora_from_scratch.saved import load_adapted, save_checkpoint
+from lora_from_scratch.saved import Adapted, load_adapted, save_checkpoint
 from lora_from_scratch.surgery import merge_lora
 
 TURNS, TEXTS_A_TURN, WARM_UP = 5, 2000, 500
 BATCH_SIZES = (8, 16, 32, 64, 128)
+Answers = list[tuple[str, float]]  # label, probability
+Side = Callable[[list[str]], Answers]
 
 
-def timed(function: Callable[[list[str]], list[tuple[str, float]]], texts: list[str]) -> tuple[float, list]:
+def timed(function: Side, texts: list[str]) -> tuple[float, Answers]:
     started = time.perf_counter()
     answers = function(texts)
     return time.perf_counter() - started, answers
+
+
+def prepare(folder: Path) -> tuple[Adapted, Callable]:
+    """The adapter of a short run, merged in memory, and the pipeline on the checkpoint merged from it."""
+    result = run(RunConfig(model="bundled", dataset="bundled", device="cpu", max_steps=200))
+    write_run(result, folder / "adapter")
+    adapted = load_adapted(folder / "adapter")
+    merge_lora(adapted.model)
+    save_checkpoint(adapted.model, adapted.tokenizer, folder / "merged")
+    return adapted, pipeline("text-classification", model=str(folder / "merged"), device="cpu")
+
+
+def disagreement(ours: Answers, theirs: Answers) -> tuple[int, float]:
+    """Labels that differ, and the largest difference of a probability."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return sum(a[0] != b[0] for a, b in pairs), max(abs(a[1] - b[1]) for a, b in pairs)
+
+
+def measure(sides: dict[str, Side], texts: list[str]) -> tuple[dict[str, list[float]], int, float]:
+    """Seconds of each side by turn; labels that differ from ours, largest difference of a probability."""
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    flipped, difference = 0, 0.0
+    for start in range(0, len(texts), TEXTS_A_TURN):
+        part = texts[start : start + TEXTS_A_TURN]
+        answers = {}
+        for side, function in sides.items():
+            taken, answers[side] = timed(function, part)
+            seconds[side].append(taken)
+            flips, off = disagreement(answers["ours"], answers[side])
+            flipped, difference = flipped + flips, max(difference, off)
+    return seconds, flipped, difference
 
 
 def main() -> None:
@@ -49,56 +82,28 @@ def main() -> None:
     split, _ = load_labelled(flags.texts, ["0", "1"])
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [split.sentences[i] for i in order[: WARM_UP + TURNS * TEXTS_A_TURN]]
-
+    warm_up, texts = texts[:WARM_UP], texts[WARM_UP:]
     with tempfile.TemporaryDirectory() as folder:
-        adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
-        result = run(RunConfig(model="bundled", dataset="bundled", device="cpu", max_steps=200))
-        write_run(result, adapter)
-        plain = load_adapted(adapter)
-        save_checkpoint(merge_lora(plain.model), plain.tokenizer, merged)
-        adapted = load_adapted(adapter)
-        merge_lora(adapted.model)
-        classify = pipeline("text-classification", model=str(merged), device="cpu")
+        adapted, classify = prepare(Path(folder))
 
-    def ours(texts: list[str]) -> list[tuple[str, float]]:
-        return [(p.label, p.probability) for p in predict(adapted, texts)]
-
-    def theirs(batch_size: int | None) -> Callable[[list[str]], list[tuple[str, float]]]:
-        options = {"batch_size": batch_size} if batch_size else {}
+    def theirs(**options: int) -> Side:
         return lambda texts: [(a["label"], a["score"]) for a in classify(texts, **options)]
 
-    warm_up, texts = texts[:WARM_UP], texts[WARM_UP:]
-    best = min(BATCH_SIZES, key=lambda size: min(timed(theirs(size), warm_up)[0] for _ in range(2)))
-    sides = {"ours": ours, "pipeline, default": theirs(None), f"pipeline, batch_size={best}": theirs(best)}
+    best = min(BATCH_SIZES, key=lambda b: min(timed(theirs(batch_size=b), warm_up)[0] for _ in range(2)))
+    sides = {
+        "ours": lambda texts: [(p.label, p.probability) for p in predict(adapted, texts)],
+        "default": theirs(),
+        "best": theirs(batch_size=best),
+    }
     for function in sides.values():
         function(warm_up)
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    flipped, difference = 0, 0.0
-    for turn in range(TURNS):
-        part = texts[turn * TEXTS_A_TURN : (turn + 1) * TEXTS_A_TURN]
-        answers = {}
-        for side, function in sides.items():
-            taken, answers[side] = timed(function, part)
-            seconds[side].append(taken)
-        for side in list(sides)[1:]:
-            for (label, p), (other, q) in zip(answers["ours"], answers[side], strict=True):
-                flipped += label != other
-                difference = max(difference, abs(p - q))
-
-    results: dict[str, object] = {
-        "texts": len(texts),
-        "best_batch_size": best,
-        "flipped_labels": flipped,
-        "largest_probability_difference": difference,
-        "threads": torch.get_num_threads(),
-    }
+    seconds, flipped, difference = measure(sides, texts)
+    results: dict[str, object] = {"texts": len(texts), "best_batch_size": best, "flipped_labels": flipped}
+    results["largest_probability_difference"] = difference
     rows = [("side", "texts/s", "theirs / ours", "range")]
     for side, taken in seconds.items():
         ratios = [b / a for a, b in zip(seconds["ours"], taken, strict=True)]
-        key = "default" if "default" in side else "best"
-        if side != "ours":
-            results[f"{key}_ratio"] = median(ratios)
-            results[f"{key}_ratio_range"] = [min(ratios), max(ratios)]
+        results[f"{side}_ratio"] = {"median": median(ratios), "range": [min(ratios), max(ratios)]}
         spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
         rows.append((side, f"{TEXTS_A_TURN / median(taken):,.0f}", f"{median(ratios):.2f}", spread))
     print(markdown_table(rows))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.files import appearing
-from lora_from_scratch.fingerprint import fingerprints
+from lora_from_scratch.fingerprint import check_base, fingerprints
 from lora_from_scratch.surgery import inject_lora, is_suffix, lora_layers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -61,46 +59,30 @@ def save_adapter(
             say.
         OSError: the folder cannot be written to.
     """
-    layers = dict(lora_layers(model))
     whole = {n: p for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
-    if layers:
-        settings = {(layer.rank, layer.alpha, layer.lora_dropout.p) for layer in layers.values()}
-        if len(settings) > 1:
-            raise UserError("the LoRA layers differ in rank, alpha or dropout: one adapter cannot hold them")
-        rank, alpha, dropout = settings.pop()
-        targets = _shared_suffixes(model, list(layers))
-        bases = {name: layer.base_layer for name, layer in layers.items()}
-        pairs = {name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}
-    else:
-        rank, alpha, dropout, targets = 1, 1, 0.0, ["attn.c_attn"]
-        bases = _targeted(model, targets)
-        pairs = {name: _zero_pair(base) for name, base in bases.items()}
+    config, pairs = _lora_part(model)
+    modules = sorted({name.split(".")[-2] for name in whole})
+    config |= {
+        "base_model_name_or_path": base_name or getattr(model, "name_or_path", None),
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        # PEFT names both of the usual heads for every sequence classifier.
+        "modules_to_save": ["classifier", "score"] if modules == ["score"] else modules,
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if "score" in modules else None,
+    }
     tensors = {PREFIX + name: tensor for name, tensor in whole.items()}
     for name, (A, B) in pairs.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = A
         tensors[f"{PREFIX}{name}.lora_B.weight"] = B
-    modules = sorted({name.split(".")[-2] for name in whole})
-    config = {
-        "base_model_name_or_path": base_name or getattr(model, "name_or_path", None),
-        "bias": "none",
-        "fan_in_fan_out": any(isinstance(base, Conv1D) for base in bases.values()),
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": dropout,
-        # PEFT names both of the usual heads for every sequence classifier.
-        "modules_to_save": ["classifier", "score"] if modules == ["score"] else modules,
-        "peft_type": "LORA",
-        "r": rank,
-        "target_modules": targets,
-        "task_type": "SEQ_CLS" if "score" in modules else None,
-    }
     metadata = {"format": "pt", **fingerprints(model, tokenizer, whole)}
     if hasattr(model, "config"):
         metadata["labels"] = json.dumps([model.config.id2label[i] for i in range(model.config.num_labels)])
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with appearing(folder) as aside:
-        (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (aside / CONFIG).write_text(text, encoding="utf-8")
         write_tensors(contents, aside / WEIGHTS, metadata)
 
 
@@ -198,25 +180,32 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[s
         raise OSError(f"{path}: {error}") from error
 
 
-def check_base(
+def _lora_part(
     model: nn.Module,
-    replaced: Iterable[str],
-    metadata: dict[str, str],
-    tokenizer: PreTrainedTokenizerBase | None,
-    folder: Path,
-) -> None:
-    """Compare the base with the one of training, as far as the file's metadata says which that was.
-
-    Raises:
-        UserError: its weights or its tokenizer are others.
-    """
-    if "base_weights" not in metadata:
-        warnings.warn(f"{folder} does not say on which base's weights it was trained", stacklevel=3)
-        return
-    for what, digest in fingerprints(model, tokenizer, replaced).items():
-        if metadata.get(what, digest) != digest:
-            thing = "base with other weights" if what == "base_weights" else "base with another tokenizer"
-            raise UserError(f"{folder}: this adapter was trained on a {thing}; name its own with --model")
+) -> tuple[dict[str, object], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """What the configuration says of LoRA, and A and B by layer: zeros of rank 1 where the model has none."""
+    layers = dict(lora_layers(model))
+    if layers:
+        settings = {(layer.rank, layer.alpha, layer.lora_dropout.p) for layer in layers.values()}
+        if len(settings) > 1:
+            raise UserError("the LoRA layers differ in rank, alpha or dropout: one adapter cannot hold them")
+        rank, alpha, dropout = settings.pop()
+        targets = _shared_suffixes(model, list(layers))
+        bases = [layer.base_layer for layer in layers.values()]
+        pairs = {name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}
+    else:
+        rank, alpha, dropout, targets = 1, 1, 0.0, ["attn.c_attn"]
+        placeholders = _targeted(model, targets)
+        bases = list(placeholders.values())
+        pairs = {name: _zero_pair(base) for name, base in placeholders.items()}
+    config = {
+        "fan_in_fan_out": any(isinstance(base, Conv1D) for base in bases),
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": dropout,
+        "r": rank,
+        "target_modules": targets,
+    }
+    return config, pairs
 
 
 def _split(

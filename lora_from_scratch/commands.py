@@ -109,23 +109,11 @@ def evaluate(
     seconds = perf_counter() - started  # the logits are on the CPU by now: the device has finished
     if not logits.isfinite().all():
         raise UserError(f"{adapter}: this model's logits are not finite")
-    figures = score(logits.argmax(dim=1), examples.labels, len(adapted.label_names))
-    parameters = count_parameters(adapted.model)
     values = {
         "adapter": str(adapter),
         "model": adapted.base_name or str(adapter),
         "dataset": dataset,
-        "accuracy": figures.accuracy,
-        "accuracy_margin_95": figures.margin,
-        "f1": figures.f1,
-        "trainable_parameters": parameters.trainable,
-        "adapter_parameters": parameters.adapter,
-        "head_parameters": parameters.head,
-        "total_parameters": parameters.total,
-        "evaluate_seconds": seconds,
-        "sentences_per_second": len(examples) / seconds,
-        "tokens_per_second": int(examples.lengths.sum()) / seconds,
-        "memory": asdict(read_memory(place)),
+        **_measures(adapted, examples, logits, seconds),
         "config": {"max_length": max_length, "precision": precision, "device": str(place)},
         "environment": environment(place),
         "data": {
@@ -139,6 +127,27 @@ def evaluate(
     with appearing(output_dir) as aside:
         (aside / RESULTS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     print(f"written     {output_dir / RESULTS}")
+
+
+def _measures(
+    adapted: Adapted, examples: TokenizedExamples, logits: torch.Tensor, seconds: float
+) -> dict[str, object]:
+    """The figures of an evaluation, under the keys of a run's results.json."""
+    figures = score(logits.argmax(dim=1), examples.labels, len(adapted.label_names))
+    parameters = count_parameters(adapted.model)
+    return {
+        "accuracy": figures.accuracy,
+        "accuracy_margin_95": figures.margin,
+        "f1": figures.f1,
+        "trainable_parameters": parameters.trainable,
+        "adapter_parameters": parameters.adapter,
+        "head_parameters": parameters.head,
+        "total_parameters": parameters.total,
+        "evaluate_seconds": seconds,
+        "sentences_per_second": len(examples) / seconds,
+        "tokens_per_second": int(examples.lengths.sum()) / seconds,
+        "memory": asdict(read_memory(adapted.model.device)),
+    }
 
 
 def verify(adapter: Path, model: str | None) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from lora_from_scratch.errors import UserError
 
 PROBE = "It isn't\ta naïve 3.5-star FILM…  it 's !"
 
@@ -42,3 +46,24 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over the vocabulary, and over how an awkward sentence is cut."""
     probe = tokenizer(PROBE, add_special_tokens=False).input_ids
     return hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), probe]).encode()).hexdigest()
+
+
+def check_base(
+    model: nn.Module,
+    replaced: Iterable[str],
+    metadata: dict[str, str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+) -> None:
+    """Compare the base with the one of training, as far as the file's metadata says which that was.
+
+    Raises:
+        UserError: its weights or its tokenizer are others.
+    """
+    if "base_weights" not in metadata:
+        warnings.warn(f"{folder} does not say on which base's weights it was trained", stacklevel=3)
+        return
+    for what, digest in fingerprints(model, tokenizer, replaced).items():
+        if metadata.get(what, digest) != digest:
+            thing = "base with other weights" if what == "base_weights" else "base with another tokenizer"
+            raise UserError(f"{folder}: this adapter was trained on a {thing}; name its own with --model")

@@ -15,7 +15,7 @@ from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerBase
 from lora_from_scratch import adapter
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.files import appearing
-from lora_from_scratch.fingerprint import fingerprints
+from lora_from_scratch.fingerprint import check_base, fingerprints
 from lora_from_scratch.model import load_model, load_tokenizer
 
 HEAD = "head.safetensors"
@@ -98,7 +98,7 @@ def load_adapted(folder: Path, base_name: str | None = None) -> Adapted:
         if head.shape != model.score.weight.shape:
             expected = tuple(model.score.weight.shape)
             raise UserError(f"{folder / HEAD}: {HEAD_WEIGHT} is {tuple(head.shape)}, expected {expected}")
-        adapter.check_base(model, [HEAD_WEIGHT], metadata, tokenizer, folder)
+        check_base(model, [HEAD_WEIGHT], metadata, tokenizer, folder)
         model.requires_grad_(False).score.requires_grad_(True)
         with torch.no_grad():
             model.score.weight.copy_(head)
