@@ -215,3 +215,19 @@ def test_whoever_set_offline_mode_is_not_asked_again(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("probed"))
     hub.go_offline_if_unreachable()
+
+
+def test_a_name_lookup_that_hangs_does_not_hold_the_run_up(monkeypatch):
+    """urllib's timeout does not cover it; the probe's own does."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
+
+    def hang(*_: object, **__: object) -> None:
+        time.sleep(4)
+        raise OSError("no such name")
+
+    monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
+    started = time.perf_counter()
+    hub.go_offline_if_unreachable()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert time.perf_counter() - started < 2
