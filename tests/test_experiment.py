@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from lora_from_scratch import RunConfig, UserError, run
 from lora_from_scratch.experiment import execute, generator_for, prepare, resolve_device, resolve_precision
 from lora_from_scratch.model import BUNDLED_MODEL
+from lora_from_scratch.surgery import lora_layers
 
 QUICK = RunConfig(
     model="bundled", dataset="bundled", device="cpu", precision="fp32", limit_train=64, max_steps=3, rank=2
@@ -53,6 +54,18 @@ def test_generators_of_one_seed_are_independent_and_stable():
     assert len({tuple(draw.tolist()) for draw in draws.values()}) == 4
     assert torch.equal(draws["head"], torch.rand(4, generator=generator_for(0, "head")))
     assert not torch.equal(draws["head"], torch.rand(4, generator=generator_for(1, "head")))
+
+
+def test_head_and_adapter_draw_from_generators_of_their_own():
+    model = prepare(QUICK).model
+    std = model.config.initializer_range
+    head = torch.empty_like(model.score.weight).normal_(std=std, generator=generator_for(0, "head"))
+    assert torch.equal(model.score.weight, head)
+    first = next(layer for _, layer in lora_layers(model)).lora_A
+    A = torch.nn.init.kaiming_uniform_(
+        torch.empty_like(first), a=5**0.5, generator=generator_for(0, "adapter")
+    )
+    assert torch.equal(first, A)
 
 
 def test_the_result_says_what_was_run():

@@ -30,6 +30,15 @@ def test_the_clock_splits_its_time_into_phases():
     assert sum(clock.phases.values()) == pytest.approx(clock.seconds, rel=0.02)
 
 
+def test_only_a_device_that_works_behind_our_back_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    synchronize(CPU)
+    assert not waited
+    synchronize(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_clock_waits_for_the_gpu():
     device = torch.device("cuda")
