@@ -41,7 +41,7 @@ class Settings:
     n_layer: int = 4
     n_head: int = 4
     batch_size: int = 64
-    steps: int = 15_000
+    steps: int = 6000
     warmup_steps: int = 100
     lr: float = 8e-3
     weight_decay: float = 0.1
