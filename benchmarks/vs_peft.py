@@ -21,6 +21,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,7 @@ class Theirs:
         if best:
             switches["train_sampling_strategy"] = "group_by_length"
         arguments = TrainingArguments(
-            output_dir="/tmp/vs_peft",
+            output_dir=tempfile.gettempdir(),  # nothing is saved there
             num_train_epochs=1,
             per_device_train_batch_size=BATCH,
             learning_rate=2e-4,
