@@ -4,10 +4,10 @@ The modules and weights are transformers' own, and are called, so that what surg
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; the blocks are those of
 Vaswani et al. 2017 with LayerNorm moved to their inputs.
 
-Three things are left out of transformers' version, none of which changes a logit:
+Two things are left out of transformers' version, and neither changes a logit in fp32:
 - the padding mask: padding stands on the right, where a causal mask already hides it from every real token;
-- the last block's output projection and MLP, except at the one position that the head reads;
-- the dtype dance of autocast over the residual stream: it runs in the dtype of the weights it is given.
+- the last block's output projection and MLP, except at the one position that the head reads.
+In bf16 the residual stream is rounded too, where autocast around transformers' version keeps it in fp32.
 """
 
 from __future__ import annotations

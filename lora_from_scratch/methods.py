@@ -70,7 +70,8 @@ def lora(
 def keep_frozen_in_bf16(model: GPT2ForSequenceClassification) -> GPT2ForSequenceClassification:
     """Store what does not learn, the head apart, in bf16: half the memory, and no cast of it in every step.
 
-    Autocast to bf16 rounds the same weights the same way, again and again. What learns stays in fp32.
+    Autocast rounds the matrices the same way in every step; embeddings and LayerNorm it would leave in fp32.
+    What learns stays in fp32.
     """
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and not name.startswith("score."):
