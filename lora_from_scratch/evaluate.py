@@ -11,6 +11,7 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.batches import TokenizedExamples, pad_batch, sorted_batches
 from lora_from_scratch.gpt2 import classify
+from lora_from_scratch.packed import packed_layers
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,12 @@ def predict_logits(
     model.eval()
     logits = torch.empty(len(examples), model.config.num_labels)
     batches = sorted_batches(examples.lengths, batch_size)
-    for indices in tqdm(batches, desc="evaluate", unit="batch", leave=False):
-        batch = pad_batch(examples, indices).to(device)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+    with (
+        packed_layers(model, precision),
+        torch.autocast(device.type, precision, enabled=precision != torch.float32),
+    ):
+        for indices in tqdm(batches, desc="evaluate", unit="batch", leave=False):
+            batch = pad_batch(examples, indices).to(device)
             logits[indices] = classify(model, batch.input_ids, batch.lengths).float().cpu()
     model.train(was_training)
     return logits

@@ -21,6 +21,7 @@ from lora_from_scratch.measure import Memory, ParameterCount, count_parameters, 
 from lora_from_scratch.methods import adapt, default_lr, keep_frozen_in_bf16
 from lora_from_scratch.model import NotFound, load_model, load_tokenizer
 from lora_from_scratch.occurring import occurring_rows
+from lora_from_scratch.packed import packed_layers
 from lora_from_scratch.train import Training, train
 
 EPOCHS = 2
@@ -207,10 +208,14 @@ def execute(prepared: Prepared) -> RunResult:
 
 
 def train_prepared(prepared: Prepared) -> Training:
-    """Train what `prepare` made ready, embeddings only where they are needed."""
+    """Train what `prepare` made ready: of the embeddings the rows that occur, past frozen layers packed."""
     config, model = prepared.config, prepared.model
     torch.manual_seed(config.seed)  # dropout's draws, whatever loading drew before
-    with occurring_rows(model, prepared.train_examples) as occurring:
+    precision = DTYPES[config.precision]
+    with (
+        occurring_rows(model, prepared.train_examples) as occurring,
+        packed_layers(model, precision),
+    ):
         training = train(
             model,
             occurring.examples,
@@ -218,7 +223,7 @@ def train_prepared(prepared: Prepared) -> Training:
             batch_size=config.batch_size,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            precision=DTYPES[config.precision],
+            precision=precision,
             generator=generator_for(config.seed, "order"),
             max_steps=config.max_steps,
         )

@@ -52,7 +52,7 @@ def inject_lora(
     # Every layer is built before the first is placed, so an error leaves the model as it was.
     wrapped = [(name, LoRALinear(module, rank, alpha, dropout, generator)) for name, module in matches]
     for name, layer in wrapped:
-        _place(model, name, layer)
+        place(model, name, layer)
     return model
 
 
@@ -68,7 +68,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     Merging is final; `merged` does it for a while.
     """
     for name, layer in list(lora_layers(model)):
-        _place(model, name, layer.merge())
+        place(model, name, layer.merge())
     return model
 
 
@@ -86,7 +86,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
         for name, layer, weight in layers:
             with torch.no_grad():
                 layer.base_layer.weight.copy_(weight)
-            _place(model, name, layer)
+            place(model, name, layer)
 
 
 def is_suffix(target: str, name: str) -> bool:
@@ -94,7 +94,8 @@ def is_suffix(target: str, name: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
-def _place(model: nn.Module, name: str, module: nn.Module) -> None:
+def place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the dotted `name` points to, in the place of what is there."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 

@@ -1,0 +1,93 @@
+"""The frozen matrices laid out once, in the order in which a CPU's kernel reads them.
+
+A matrix product on a CPU begins by copying its weight into blocks that fit the kernel. In training that
+happens anew in every product, because the weight may have changed. A frozen one has not: it is packed once,
+and once more transposed, for the product that takes the gradient back to the layer's input. oneDNN, which
+comes with PyTorch, packs and multiplies; where PyTorch lacks it, or on a GPU, nothing is packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_from_scratch.surgery import place
+
+
+@contextmanager
+def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within the block every `Conv1D` and `nn.Linear` that does not learn, the head apart, is packed.
+
+    The layers themselves stay untouched and return to their places at the end. It takes the memory of their
+    weights once more, and twice more where gradients flow through them.
+
+    Args:
+        dtype: what autocast computes in, torch.float32 without it; a layer kept in bf16 stays in bf16.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and name != "score" and _can_be_packed(module, dtype)
+    }
+    try:
+        for name, layer in layers.items():
+            place(model, name, Packed(layer, dtype))
+        yield
+    finally:
+        for name, layer in layers.items():
+            place(model, name, layer)
+
+
+class Packed(nn.Module):
+    """W x + b over packed copies of a frozen layer's W: `(..., in_dim)` -> `(..., out_dim)`."""
+
+    def __init__(self, layer: nn.Linear | Conv1D, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = torch.bfloat16 if layer.weight.dtype == torch.bfloat16 else dtype
+        weight = layer.weight.detach().to(self.dtype)
+        self.weight = weight.T if isinstance(layer, Conv1D) else weight  # (out, in)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(self.dtype)
+
+    @cached_property
+    def forward_weight(self) -> torch.Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+
+    @cached_property
+    def backward_weight(self) -> torch.Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight.T.contiguous())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(x.to(self.dtype), self)
+
+
+class _Product(torch.autograd.Function):
+    """The product and its gradient: y = W x + b, dL/dx = W^T dL/dy. Nothing flows to what is frozen."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, layer: Packed) -> torch.Tensor:
+        ctx.layer = layer
+        return _multiply(x, layer.forward_weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _multiply(dy, ctx.layer.backward_weight, None), None
+
+
+def _multiply(x: torch.Tensor, packed_weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed_weight, bias, "none", [], "")
+
+
+def _can_be_packed(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> bool:
+    weight = layer.weight
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    if learns or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    dtypes = {weight.dtype, dtype}
+    if torch.bfloat16 in dtypes and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return dtypes <= {torch.float32, torch.bfloat16}

@@ -1,0 +1,129 @@
+"""Packed layers compute what the plain ones compute, forward and backward, and leave nothing behind."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import randomize_lora, tiny_config
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import GPT2ForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+
+from lora_from_scratch import RunConfig, adapt
+from lora_from_scratch.gpt2 import classify
+from lora_from_scratch.lora import LoRALinear
+from lora_from_scratch.methods import keep_frozen_in_bf16
+from lora_from_scratch.packed import Packed, packed_layers
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+IDS = torch.randint(1, 50, (5, 12), generator=torch.Generator().manual_seed(3))
+LENGTHS = torch.tensor([1, 12, 7, 12, 3])
+
+
+def layer(kind: str, dtype: torch.dtype = torch.float32) -> nn.Linear | Conv1D:
+    torch.manual_seed(0)
+    made = Conv1D(36, 24) if kind == "conv1d" else nn.Linear(24, 36, bias=kind == "linear")
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return made.to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "linear", "linear without bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (3, 5, 24), (0, 24)])
+def test_product_and_gradient_are_the_plain_layers(kind, dtype, shape):
+    """Against float64: as near as one rounding of the result, whatever the layout."""
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bf16 products on this CPU")
+    plain = layer(kind, dtype)
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    y = Packed(plain, dtype)(x)
+    (y.float() ** 2).sum().backward()
+    exact = copy.deepcopy(plain).double()
+    x64 = x.detach().double().requires_grad_()
+    expected = exact(x64)
+    expected.backward(2 * y.detach().double())
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-5}
+    assert y.dtype == x.grad.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, **tolerance)
+    torch.testing.assert_close(x.grad.double(), x64.grad, **tolerance)
+
+
+def test_gradients_that_do_not_lie_in_order():
+    packed = Packed(layer("linear"), torch.float32)
+    x = torch.randn(24, 3, 5).permute(1, 2, 0).requires_grad_()
+    y = packed(x)
+    torch.testing.assert_close(y, layer("linear")(x), rtol=1e-5, atol=1e-5)
+    y.sum().backward()  # its gradient is one number, expanded
+    torch.testing.assert_close(x.grad, layer("linear").weight.sum(0).expand(3, 5, 24), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "prelayer", "head"])
+def test_logits_and_gradients_of_a_model(tiny_gpt2, method):
+    adapt(tiny_gpt2, RunConfig(method=method, rank=3, dropout=0.0))
+    randomize_lora(tiny_gpt2)
+    reference = copy.deepcopy(tiny_gpt2)
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    expected = classify(reference, IDS, LENGTHS)
+    cross_entropy(expected, labels).backward()
+    with packed_layers(tiny_gpt2, torch.float32):
+        assert sum(isinstance(module, Packed) for module in tiny_gpt2.modules()) == 8
+        logits = classify(tiny_gpt2, IDS, LENGTHS)
+        cross_entropy(logits, labels).backward()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    for (name, ours), theirs in zip(tiny_gpt2.named_parameters(), reference.parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_what_learns_is_packed_only_where_no_gradient_is_taken(tiny_gpt2):
+    adapt(tiny_gpt2, RunConfig(method="full"))
+    with packed_layers(tiny_gpt2, torch.float32):
+        assert not any(isinstance(module, Packed) for module in tiny_gpt2.modules())
+    with torch.no_grad(), packed_layers(tiny_gpt2, torch.float32):
+        assert sum(isinstance(module, Packed) for module in tiny_gpt2.modules()) == 8
+        assert type(tiny_gpt2.score) is nn.Linear
+
+
+def test_other_precisions_are_left_alone(tiny_gpt2):
+    tiny_gpt2.requires_grad_(False)
+    for model, dtype in (
+        (tiny_gpt2, torch.float16),
+        (copy.deepcopy(tiny_gpt2).double(), torch.float32),
+        (copy.deepcopy(tiny_gpt2).to("meta"), torch.float32),
+    ):
+        with packed_layers(model, dtype):
+            assert not any(isinstance(module, Packed) for module in model.modules())
+
+
+def test_a_layer_kept_in_bf16_stays_in_bf16_and_autocast_lowers_the_others():
+    config = tiny_config()
+    for kept, dtype, expected in (
+        (False, torch.float32, torch.float32),
+        (False, torch.bfloat16, torch.bfloat16),
+        (True, torch.float32, torch.bfloat16),
+        (True, torch.bfloat16, torch.bfloat16),
+    ):
+        if expected == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            continue
+        model = GPT2ForSequenceClassification(config).requires_grad_(False)
+        if kept:
+            keep_frozen_in_bf16(model)
+        with packed_layers(model, dtype):
+            packed = model.transformer.h[0].mlp.c_fc
+            assert packed(torch.randn(2, 16)).dtype == expected
+
+
+def test_every_layer_returns_to_its_place_even_after_an_error(tiny_gpt2):
+    adapt(tiny_gpt2, RunConfig(rank=2))
+    before = dict(tiny_gpt2.named_modules())
+    weights = {name: tensor.clone() for name, tensor in tiny_gpt2.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), packed_layers(tiny_gpt2, torch.float32):
+        assert isinstance(tiny_gpt2.transformer.h[0].attn.c_attn, LoRALinear)
+        assert isinstance(tiny_gpt2.transformer.h[0].attn.c_attn.base_layer, Packed)
+        raise KeyboardInterrupt
+    assert dict(tiny_gpt2.named_modules()) == before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny_gpt2.state_dict().items())
