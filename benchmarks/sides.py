@@ -1,0 +1,213 @@
+"""The two sides of a comparison, each in a process of its own: this project's loop, and PEFT + Trainer.
+
+Not a benchmark itself: `vs_peft.py` and `scaling.py` give both sides the same sentences, as token ids, and
+let them take turns, one waiting while the other works. Time is that of the training loop alone; memory is
+the peak of the process (resident on a CPU, allocated on a GPU).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from lora_from_scratch.batches import TokenizedExamples
+from lora_from_scratch.dataset import load_dataset
+
+BEST = {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
+Sentences = list[list[int]]  # token ids
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides train, and how Trainer does it. Random weights: speed does not depend on them."""
+
+    model: str  # a folder with GPT-2's config.json and tokenizer
+    method: str = "lora"
+    rank: int = 4
+    batch_size: int = 16
+    trainer: dict[str, object] = field(default_factory=lambda: dict(BEST))  # of TrainingArguments
+    pad_to: int | None = None  # theirs: every sentence to so many tokens; None: to the longest of its batch
+    base_in_bf16: bool = False  # theirs: the model loaded in bf16 (PEFT keeps the adapter in fp32)
+
+
+class Ours:
+    """This project's loop, as `run.py` runs it."""
+
+    def __init__(self, work: Work) -> None:
+        from lora_from_scratch.config import RunConfig
+        from lora_from_scratch.experiment import prepare
+
+        self.prepared = prepare(
+            RunConfig(
+                method=work.method,
+                rank=work.rank,
+                model=work.model,
+                random_init=True,
+                dataset="bundled",
+                epochs=1,
+                batch_size=work.batch_size,
+            )
+        )
+
+    def train(self, sentences: Sentences) -> float:
+        from lora_from_scratch.experiment import train_prepared
+
+        return train_prepared(replace(self.prepared, train_examples=as_examples(sentences))).seconds
+
+
+class Theirs:
+    """PEFT + Trainer, or Trainer alone."""
+
+    def __init__(self, work: Work) -> None:
+        import peft
+        from transformers import AutoConfig, AutoTokenizer, GPT2ForSequenceClassification
+
+        self.work = work
+        self.tokenizer = AutoTokenizer.from_pretrained(work.model)
+        self.tokenizer.pad_token, self.tokenizer.padding_side = self.tokenizer.eos_token, "right"
+        config = AutoConfig.from_pretrained(work.model, num_labels=2)
+        config.pad_token_id, config.use_cache = self.tokenizer.pad_token_id, False
+        model = GPT2ForSequenceClassification(config)
+        if work.base_in_bf16:
+            model = model.to(torch.bfloat16)
+        if work.method == "lora":
+            lora = peft.LoraConfig(
+                task_type="SEQ_CLS",
+                r=work.rank,
+                lora_alpha=16,
+                lora_dropout=0.05,
+                target_modules=["c_attn"],
+                fan_in_fan_out=True,
+            )
+            model = peft.get_peft_model(model, lora)
+        elif work.method == "prelayer":
+            model.requires_grad_(False)
+            for part in (model.transformer.wte, model.transformer.wpe, model.score):
+                part.requires_grad_(True)
+        self.model = model
+
+    def train(self, sentences: Sentences) -> float:
+        """Seconds from the first step's beginning to the last one's end."""
+        from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+        class Clock(TrainerCallback):
+            def on_train_begin(self, *_: object, **__: object) -> None:
+                self.started = time.perf_counter()
+
+            def on_train_end(self, *_: object, **__: object) -> None:
+                self.seconds = time.perf_counter() - self.started
+
+        gpu = torch.cuda.is_available()
+        arguments = TrainingArguments(
+            output_dir=tempfile.gettempdir(),  # nothing is saved there
+            num_train_epochs=1,
+            per_device_train_batch_size=self.work.batch_size,
+            learning_rate=2e-4,
+            weight_decay=0.01,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=gpu,
+            use_cpu=not gpu,
+            **self.work.trainer,
+        )
+        if self.work.pad_to:
+            collator = DataCollatorWithPadding(
+                self.tokenizer, padding="max_length", max_length=self.work.pad_to
+            )
+        else:
+            collator = DataCollatorWithPadding(self.tokenizer)
+        rows = [
+            {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": i % 2}
+            for i, ids in enumerate(sentences)
+        ]
+        clock = Clock()
+        Trainer(
+            model=self.model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]
+        ).train()
+        if gpu:
+            torch.cuda.synchronize()
+        return clock.seconds
+
+
+class Side:
+    """One side in a process of its own, set up while others are."""
+
+    def __init__(self, side: type[Ours | Theirs], work: Work) -> None:
+        command = [sys.executable, __file__, side.__name__, json.dumps(asdict(work))]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.seconds: list[float] = []  # of each turn
+        self.peak_bytes = 0
+
+    def train(self, sentences: Sentences) -> float:
+        """Take a turn. A side that fails ends the benchmark: run `sides.py` by hand to see why."""
+        self.process.stdin.write(json.dumps(sentences) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
+        return answer["seconds"]
+
+    def turn(self, sentences: Sentences) -> None:
+        """A turn that counts."""
+        self.seconds.append(self.train(sentences))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, list[float]]:
+    """Of two sides' seconds, turn by turn: the median ratio, and the smallest and largest."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return median(ratios), [min(ratios), max(ratios)]
+
+
+def as_examples(sentences: Sentences) -> TokenizedExamples:
+    """The sentences with labels 0 and 1 in turn."""
+    return TokenizedExamples(
+        token_ids=torch.tensor([token for sentence in sentences for token in sentence]),
+        lengths=torch.tensor([len(sentence) for sentence in sentences]),
+        labels=torch.arange(len(sentences)) % 2,
+        truncated=0,
+    )
+
+
+def sst2_sentences(model: str, data: Path) -> Sentences:
+    """SST-2's training sentences as the model's tokenizer reads them."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)(load_dataset(str(data)).train.sentences).input_ids
+
+
+def draw(sentences: Sentences, count: int, generator: torch.Generator) -> Sentences:
+    return [sentences[i] for i in torch.randint(len(sentences), (count,), generator=generator).tolist()]
+
+
+def work_on(side: type[Ours | Theirs], work: Work) -> None:
+    """Be one side: read lists of sentences from stdin, answer each with seconds and peak memory."""
+    from lora_from_scratch.measure import read_memory
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    torch.manual_seed(0)
+    worker = side(work)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for line in sys.stdin:
+        seconds = worker.train(json.loads(line))
+        print(json.dumps({"seconds": seconds, "peak_bytes": read_memory(device).peak_bytes}), file=answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    work_on({"Ours": Ours, "Theirs": Theirs}[sys.argv[1]], Work(**json.loads(sys.argv[2])))
