@@ -32,7 +32,7 @@ from lora_from_scratch.model import load_tokenizer
 from lora_from_scratch.report import markdown_table
 from lora_from_scratch.surgery import inject_lora, merge_lora
 
-TURNS, MERGED_TURNS, SENTENCES = 5, 21, 320
+TURNS, MERGED_TURNS, SENTENCES = 3, 21, 480
 RANKS = (1, 4, 16, 64, 256)
 LENGTHS, TOKENS = (8, 16, 32, 64, 128), 4096  # tokens a sentence, and in every turn
 BATCHES = (4, 8, 16, 32, 64)
