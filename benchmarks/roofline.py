@@ -4,8 +4,9 @@
 
 Counts the floating-point operations that one epoch of LoRA (r=4, c_attn and head) on GPT-2 small needs, for
 real tokens alone and without what no gradient asks for. Measures this machine's rate of matrix products at
-the shapes of the run. The floor is the operations at that rate: attention, LayerNorm, GELU, dropout, casts,
-optimizer and Python cost nothing in it. Ends in one JSON line; draws --picture if asked to.
+the shapes of the run, with packed weights, as the loop multiplies, and with plain ones, as `torch.matmul`
+does. The floor is the operations at that rate: attention, LayerNorm, GELU, dropout, casts, optimizer and
+Python cost nothing in it. Ends in one JSON line; draws --picture if asked to.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
+from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.batches import tokenize
 from lora_from_scratch.config import RunConfig
 from lora_from_scratch.experiment import Prepared, prepare, train_prepared
+from lora_from_scratch.packed import Packed
 from lora_from_scratch.report import markdown_table
 
 SENTENCES, ROUNDS = 1600, 5
 KINDS = {  # the profiler's names of operations, by what they are for
-    "matrix products": ("aten::mm", "aten::addmm"),
+    "matrix products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
     "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
     "dropout": ("aten::random_", "aten::ge", "aten::mul", "aten::mul_"),
     "GELU": ("aten::gelu", "aten::gelu_backward"),
@@ -66,16 +70,50 @@ def operations(shapes: dict[tuple[int, int], tuple[int, int]], tokens: int, sent
     }
 
 
-def product_rate(shape: tuple[int, int], rows: int, dtype: torch.dtype, repeats: int = 24) -> float:
+@torch.no_grad()
+def product_rate(
+    shape: tuple[int, int], rows: int, dtype: torch.dtype, packed: bool, repeats: int = 24
+) -> float:
     """Operations a second of `(rows, in) @ (in, out)`, over as many weights as GPT-2 has blocks."""
     x = torch.randn(rows, shape[0]).to(dtype)
-    weights = [torch.randn(shape).to(dtype) for _ in range(12)]
-    for weight in weights[:4]:
-        x @ weight
+    layers = [Conv1D(shape[1], shape[0]).to(dtype).requires_grad_(False) for _ in range(12)]
+    products = [
+        Packed(layer, dtype) if packed else partial(torch.matmul, other=layer.weight) for layer in layers
+    ]
+    for multiply in products:
+        multiply(x)
     started = time.perf_counter()
     for i in range(repeats):
-        x @ weights[i % len(weights)]
+        products[i % len(products)](x)
     return repeats * 2 * rows * shape[0] * shape[1] / (time.perf_counter() - started)
+
+
+class Floor:
+    """The seconds that the matrix products of a training alone would take, measured anew in every round."""
+
+    def __init__(self, prepared: Prepared, packed: bool) -> None:
+        config = prepared.config
+        shapes = products(prepared.model.config, config.rank)
+        sentences, tokens = len(prepared.train_examples), int(prepared.train_examples.lengths.sum())
+        self.packed = packed
+        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+        self.needed = operations(shapes, tokens, sentences)
+        rows = round(tokens / sentences * config.batch_size)
+        self.rows = {shape: rows if shapes[shape][0] else config.batch_size for shape in shapes}
+        self.wide = [shape for shape in shapes if min(shape) > config.rank]
+        self.rates: list[float] = []  # operations a second
+        self.shares: list[float] = []  # of the floor, by round
+
+    def measure(self) -> None:
+        """The rate over the wide shapes, each as often as it is needed; the thin ones count at that rate."""
+        flop = {shape: self.needed[shape] for shape in self.wide}
+        seconds = sum(
+            flop[shape] / product_rate(shape, self.rows[shape], self.dtype, self.packed) for shape in flop
+        )
+        self.rates.append(sum(flop.values()) / seconds)
+
+    def compare(self, seconds: float) -> None:
+        self.shares.append(sum(self.needed.values()) / self.rates[-1] / seconds)
 
 
 def breakdown(prepared: Prepared) -> dict[str, float]:
@@ -121,7 +159,6 @@ def main() -> None:
             device="cpu",
         )
     )
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[whole.config.precision]
     shapes = products(whole.model.config, whole.config.rank)
     lengths = whole.train_examples.lengths
     epoch = sum(operations(shapes, int(lengths.sum()), len(lengths)).values())
@@ -129,33 +166,35 @@ def main() -> None:
     chosen = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))[:SENTENCES]
     split = whole.dataset.train.take(chosen.tolist())
     prepared = replace(whole, train_examples=tokenize(whole.tokenizer, split.sentences, split.labels, 128))
-    tokens = int(prepared.train_examples.lengths.sum())
-    needed = operations(shapes, tokens, SENTENCES)
-    batch = whole.config.batch_size
-    rows = {shape: round(tokens / SENTENCES * batch) if shapes[shape][0] else batch for shape in shapes}
-    wide = {shape: needed[shape] for shape in shapes if min(shape) > whole.config.rank}
-
+    floors = {name: Floor(prepared, packed) for name, packed in (("packed", True), ("plain", False))}
     train_prepared(prepared)
-    reached, rates = [], []
     for _ in range(ROUNDS):
-        rate = {shape: product_rate(shape, rows[shape], dtype) for shape in wide}
+        for floor in floors.values():
+            floor.measure()
         seconds = train_prepared(prepared).seconds
-        fastest = sum(wide.values()) / sum(wide[shape] / rate[shape] for shape in wide)
-        reached.append(sum(needed.values()) / fastest / seconds)  # thin products at the wide ones' rate
-        rates.append(fastest)
+        for floor in floors.values():
+            floor.compare(seconds)
     shares = breakdown(prepared)
 
     print(f"one epoch: {epoch / 1e12:.1f} TFLOP for {int(lengths.sum()):,} real tokens")
-    print(f"rate of matrix products at these shapes: {median(rates) / 1e9:.0f} GFLOP/s")
-    print(f"share of the floor: {median(reached):.3f} ({min(reached):.3f} .. {max(reached):.3f})")
+    for name, floor in floors.items():
+        low, middle, high = min(floor.shares), median(floor.shares), max(floor.shares)
+        print(
+            f"{name} weights: {median(floor.rates) / 1e9:.0f} GFLOP/s; {middle:.3f} ({low:.3f} .. {high:.3f})"
+        )
     print(markdown_table([("where the time goes", "%"), *((k, f"{100 * v:.1f}") for k, v in shares.items())]))
     if flags.picture:
-        draw(shares, median(reached), flags.picture)
+        draw(shares, median(floors["packed"].shares), flags.picture)
     result = {
-        "share_of_floor": median(reached),
-        "range": [min(reached), max(reached)],
+        **{
+            name: {
+                "share_of_floor": median(floor.shares),
+                "range": [min(floor.shares), max(floor.shares)],
+                "gflop_per_second": median(floor.rates) / 1e9,
+            }
+            for name, floor in floors.items()
+        },
         "epoch_flop": epoch,
-        "gflop_per_second": median(rates) / 1e9,
         "breakdown": shares,
         "threads": torch.get_num_threads(),
     }

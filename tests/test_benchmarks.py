@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from choose_learning_rate import hold_out_sentences, phrases
 from roofline import operations, products
 from same_accuracy import plain_accuracy
+from scaling import line
+from sides import Ours, Theirs, Work, as_examples, ratio
 
 from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.dataset import Split, load_dataset
@@ -64,6 +66,36 @@ def test_the_roofline_counts_what_a_step_computes_and_a_step_computes_no_more(la
     head = 3 * 2 * B * C * 2
     expected = sum(operations(products(config, rank), B * T, B).values())
     assert counted["aten.mm"] + counted["aten.addmm"] - head == expected
+
+
+def test_a_straight_line_fits_and_a_curve_does_not():
+    tokens = [100.0, 200.0, 400.0, 800.0]
+    fit = line(tokens, [0.5 + 2e-3 * n for n in tokens])
+    assert fit["us_per_token"] == pytest.approx(2000) and fit["intercept_seconds"] == pytest.approx(0.5)
+    assert fit["r2"] == pytest.approx(1)
+    assert line(tokens, [n**2 for n in tokens])["r2"] < 0.98
+
+
+def test_a_ratio_is_taken_turn_by_turn():
+    assert ratio([1.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == (3.0, [1.0, 4.0])
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "prelayer"])
+def test_both_sides_of_a_comparison_train_the_same(method):
+    """The same parameters learn, none of them stays where it was, and both name the seconds it took."""
+    pytest.importorskip("peft")
+    sentences = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14]] * 5
+    work = Work(model=str(BUNDLED_MODEL), method=method, trainer={})
+    ours, theirs = Ours(work), Theirs(work)
+    learning = []
+    for model in (ours.prepared.model, theirs.model):
+        learning.append({name: p for name, p in model.named_parameters() if p.requires_grad})
+    before = [{name: p.detach().clone() for name, p in parameters.items()} for parameters in learning]
+    assert sum(p.numel() for p in learning[0].values()) == sum(p.numel() for p in learning[1].values())
+    assert ours.train(sentences) > 0 and theirs.train(sentences) > 0
+    for parameters, values in zip(learning, before, strict=True):
+        assert all(not torch.equal(p, values[name]) for name, p in parameters.items() if "lora_A" not in name)
+    assert as_examples(sentences).lengths.tolist() == [3, 2, 1, 4] * 5
 
 
 def test_the_plain_loop_and_ours_agree_without_dropout(tmp_path):
