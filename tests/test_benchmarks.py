@@ -80,6 +80,7 @@ def test_a_ratio_is_taken_turn_by_turn():
     assert ratio([1.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == (3.0, [1.0, 4.0])
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 @pytest.mark.parametrize("method", ["lora", "full", "prelayer"])
 def test_both_sides_of_a_comparison_train_the_same(method):
     """The same parameters learn, none of them stays where it was, and both name the seconds it took."""
