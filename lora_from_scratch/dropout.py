@@ -17,17 +17,21 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """Zero elements with probability p and scale the others so that the mean stays (Srivastava et al. 2014).
-
-    On a CPU p is rounded to a multiple of 2^-16 (and the scale is that of the rounded p), and each element
-    takes 16 bits of torch's global generator, where torch's own kernel draws and converts 64.
-    """
+    """Zero elements with probability p and scale the others to keep the mean (Srivastava et al. 2014)."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu":
-        return torch_dropout(x, p)
+    return x * scaled_mask(x, p) if x.device.type == "cpu" else torch_dropout(x, p)
+
+
+@torch.no_grad()
+def scaled_mask(x: torch.Tensor, p: float) -> torch.Tensor:
+    """What dropout multiplies a CPU's x by: 0 with probability p, else 1 / (1 - p); of x's shape and dtype.
+
+    p is rounded to a multiple of 2^-16 (and the scale is that of the rounded p), and each element takes 16
+    bits of torch's global generator, where torch's own kernel draws and converts 64.
+    """
     dropped = round(p * 2**16)
     draws = torch.empty(-(-x.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over -2^15 .. 2^15 - 1
-    keep = torch.ge(lanes, dropped - 2**15, out=torch.empty_like(x, requires_grad=False))  # 0 or 1, as x
-    return x * keep.mul_(2**16 / (2**16 - dropped))
+    keep = torch.ge(lanes, dropped - 2**15, out=torch.empty_like(x))  # 0 or 1, as x
+    return keep.mul_(2**16 / (2**16 - dropped))

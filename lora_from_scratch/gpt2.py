@@ -6,18 +6,20 @@ Vaswani et al. 2017 with LayerNorm moved to their inputs.
 
 Two things are left out of transformers' version, and neither changes a logit in fp32:
 - the padding mask: padding stands on the right, where a causal mask already hides it from every real token;
-- the last block's output projection and MLP, except at the one position that the head reads.
+- the last block's output projection and MLP, and in training its attention, except at the one position
+  that the head reads.
 In bf16 the residual stream is rounded too, where autocast around transformers' version keeps it in fp32.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 from transformers import GPT2ForSequenceClassification
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
 
+from lora_from_scratch.attention import causal_attention
 from lora_from_scratch.dropout import dropout
 
 TANH_GELU = (NewGELUActivation, GELUTanh)  # one function, which PyTorch has as one fused kernel
@@ -40,9 +42,10 @@ def classify(
     x = x.to(gpt2.ln_f.weight.dtype)  # learning embeddings are fp32, frozen blocks may be bf16
     x = dropout(x, config.embd_pdrop, model.training)
     for block in gpt2.h:
-        attended = attend(block.attn, block.ln_1(x))  # (B, T, C)
-        if block is gpt2.h[-1]:
-            x, attended = x[rows, lengths - 1], attended[rows, lengths - 1]  # (B, C)
+        last = lengths - 1 if block is gpt2.h[-1] else None
+        attended = attend(block.attn, block.ln_1(x), last)  # (B, T, C), in the last block (B, C)
+        if last is not None:
+            x = x[rows, last]  # (B, C)
         x = x + dropout(block.attn.c_proj(attended), config.resid_pdrop, model.training)
         x = x + dropout(feed_forward(block.mlp, block.ln_2(x)), config.resid_pdrop, model.training)
     x = gpt2.ln_f(x)  # (B, C)
@@ -50,24 +53,10 @@ def classify(
         return model.score(x.to(model.score.weight.dtype))  # (B, num_labels)
 
 
-def attend(attention: GPT2Attention, x: torch.Tensor) -> torch.Tensor:
-    """Causal self-attention without its output projection: `(B, T, C)` -> `(B, T, C)`.
-
-    softmax(q k^T / sqrt(D)) v per head of width D, each position looking at itself and what came before.
-    """
-    B, T, C = x.shape
-    qkv = attention.c_attn(x).view(B, T, 3, -1, attention.head_dim)
-    heads = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-    if not attention.training:
-        q, k, v = heads
-        y = scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling)
-    else:
-        q, k, v = heads.flatten(1, 2)  # (B H, T, D) each, laid out anew in one copy
-        future = torch.full((T, T), float("-inf"), dtype=q.dtype, device=x.device).triu(1)
-        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=attention.scaling)  # (B H, T, T)
-        weights = dropout(scores.softmax(dim=-1), attention.attn_dropout.p, True)
-        y = (weights @ v).view(B, -1, T, attention.head_dim)
-    return y.transpose(1, 2).reshape(B, T, C)
+def attend(attention: GPT2Attention, x: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+    """Self-attention without its output projection: `(B, T, C)` -> `(B, T, C)`, or `(B, C)` at `last`."""
+    p = attention.attn_dropout.p if attention.training else 0.0
+    return causal_attention(attention.c_attn(x), attention.num_heads, attention.scaling, p, last)
 
 
 def feed_forward(mlp: GPT2MLP, x: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,9 @@ from lora_from_scratch.surgery import place
 def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within the block every `Conv1D` and `nn.Linear` that does not learn, the head apart, is packed.
 
-    The layers themselves stay untouched and return to their places at the end. It takes the memory of their
-    weights once more, and twice more where gradients flow through them.
+    At the end the layers return to their places with the weights they had, bit for bit. A weight that is
+    packed in its own dtype is unpacked then, and not kept beside its packed copy: that takes no memory where
+    nothing is trained, and the weights' size once more where gradients flow through them.
 
     Args:
         dtype: what autocast computes in, torch.float32 without it; a layer kept in bf16 stays in bf16.
@@ -34,12 +35,18 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and name != "score" and _can_be_packed(module, dtype)
     }
+    packed = {name: Packed(layer, dtype) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            place(model, name, Packed(layer, dtype))
+            place(model, name, packed[name])
+            if packed[name].dtype == layer.weight.dtype:
+                layer.weight.data = layer.weight.new_empty(0)
         yield
     finally:
         for name, layer in layers.items():
+            if not layer.weight.numel():
+                weight = packed[name].weight
+                layer.weight.data = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
             place(model, name, layer)
 
 
@@ -50,12 +57,19 @@ class Packed(nn.Module):
         super().__init__()
         self.dtype = torch.bfloat16 if layer.weight.dtype == torch.bfloat16 else dtype
         weight = layer.weight.detach().to(self.dtype)
-        self.weight = weight.T if isinstance(layer, Conv1D) else weight  # (out, in)
+        self._unpacked = weight.T if isinstance(layer, Conv1D) else weight
         self.bias = None if layer.bias is None else layer.bias.detach().to(self.dtype)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """W, `(out_dim, in_dim)`."""
+        return self.forward_weight.to_dense() if self._unpacked is None else self._unpacked
 
     @cached_property
     def forward_weight(self) -> torch.Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+        packed = torch.ops.mkldnn._reorder_linear_weight(self._unpacked.contiguous())
+        self._unpacked = None
+        return packed
 
     @cached_property
     def backward_weight(self) -> torch.Tensor:

@@ -58,6 +58,7 @@ def test_the_configurations_own_ways(changes):
 def test_attention_with_dropout_is_attention(tiny_gpt2, monkeypatch):
     """The path that training takes, with a dropout that drops nothing, gives the logits of the other."""
     monkeypatch.setattr("lora_from_scratch.gpt2.dropout", lambda x, *_: x)
+    monkeypatch.setattr("lora_from_scratch.attention.scaled_mask", lambda x, _: torch.ones_like(x))
     expected = plain_logits(tiny_gpt2)
     tiny_gpt2.train()
     torch.testing.assert_close(classify(tiny_gpt2, padded(), LENGTHS), expected, rtol=0, atol=1e-5)
@@ -72,12 +73,16 @@ def test_every_dropout_of_the_configuration_is_there(monkeypatch):
         "lora_from_scratch.gpt2.dropout",
         lambda x, p, training: seen.append((p, training, tuple(x.shape))) or x,
     )
+    monkeypatch.setattr(
+        "lora_from_scratch.attention.scaled_mask",
+        lambda x, p: seen.append((p, True, tuple(x.shape))) or torch.ones_like(x),
+    )
     classify(model.train(), padded(), LENGTHS)
-    hidden, scores, read = (5, 12, 16), (10, 12, 12), (5, 16)
+    hidden, scores, read, read_scores = (5, 12, 16), (10, 12, 12), (5, 16), (10, 1, 12)
     assert seen == [
         (0.1, True, hidden),
         *((0.2, True, scores), (0.3, True, hidden), (0.3, True, hidden)),
-        *((0.2, True, scores), (0.3, True, read), (0.3, True, read)),
+        *((0.2, True, read_scores), (0.3, True, read), (0.3, True, read)),
     ]
     seen.clear()
     classify(model.eval(), padded(), LENGTHS)
