@@ -6,7 +6,8 @@ Counts the floating-point operations that one epoch of LoRA (r=4, c_attn and hea
 real tokens alone and without what no gradient asks for. Measures this machine's rate of matrix products at
 the shapes of the run, with packed weights, as the loop multiplies, and with plain ones, as `torch.matmul`
 does. The floor is the operations at that rate: attention, LayerNorm, GELU, dropout, casts, optimizer and
-Python cost nothing in it. Ends in one JSON line; draws --picture if asked to.
+Python cost nothing in it. Prints the share of the floor that the loop reaches, its time by phase, and by
+kind of work. Ends in one JSON line; draws --picture if asked to.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ SENTENCES, ROUNDS = 1600, 5
 KINDS = {  # the profiler's names of operations, by what they are for
     "matrix products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
     "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
-    "dropout": ("aten::random_", "aten::ge", "aten::mul", "aten::mul_"),
+    "dropout and scaling": ("aten::random_", "aten::ge", "aten::mul", "aten::mul_"),
     "GELU": ("aten::gelu", "aten::gelu_backward"),
     "LayerNorm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
     "residual sums": ("aten::add", "aten::add_"),
+    "packing": ("mkldnn::_reorder_linear_weight",),
     "casts and copies": ("aten::copy_", "aten::cat", "aten::_to_copy", "aten::index"),
 }
 
@@ -115,17 +117,26 @@ class Floor:
     def compare(self, seconds: float) -> None:
         self.shares.append(sum(self.needed.values()) / self.rates[-1] / seconds)
 
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "share_of_floor": median(self.shares),
+            "range": [min(self.shares), max(self.shares)],
+            "gflop_per_second": median(self.rates) / 1e9,
+        }
+
 
 def breakdown(prepared: Prepared) -> dict[str, float]:
     """Share of the loop's time by kind of work, from PyTorch's profiler; Python is what no operation took."""
     with profile(activities=[ProfilerActivity.CPU]) as record:
-        seconds = train_prepared(prepared).seconds
+        started = time.perf_counter()
+        train_prepared(prepared)
+        seconds = time.perf_counter() - started
     by_name = {event.key: event.self_cpu_time_total / 1e6 for event in record.key_averages()}
     shares = {kind: sum(by_name.get(name, 0.0) for name in names) for kind, names in KINDS.items()}
     known = {name for names in KINDS.values() for name in names}
-    shares["optimizer"] = sum(
-        t for name, t in by_name.items() if "Optimizer" in name or "_fused_adamw" in name
-    )
+    of_optimizer = {name for name in by_name if "Optimizer" in name or "_fused_adamw" in name}
+    shares["optimizer"] = sum(by_name[name] for name in of_optimizer)
+    known |= of_optimizer
     other = sum(t for name, t in by_name.items() if name not in known and name.startswith("aten::"))
     shares["other operations"] = other
     shares["autograd, Python, waiting"] = max(0.0, seconds - sum(shares.values()))
@@ -145,59 +156,52 @@ def draw(shares: dict[str, float], reached: float, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def measure(prepared: Prepared, floors: dict[str, Floor]) -> dict[str, float]:
+    """Floors and loop in turns, every floor once a round; returns the loop's share of time by phase."""
+    train_prepared(prepared)
+    for _ in range(ROUNDS):
+        for floor in floors.values():
+            floor.measure()
+        training = train_prepared(prepared)
+        for floor in floors.values():
+            floor.compare(training.seconds)
+    return {phase: seconds / training.seconds for phase, seconds in training.phases.items()}
+
+
+def percentages(title: str, shares: dict[str, float]) -> str:
+    return markdown_table([(title, "%"), *((name, f"{100 * share:.1f}") for name, share in shares.items())])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
     parser.add_argument("--picture", type=Path)
     flags = parser.parse_args()
-    whole = prepare(
-        RunConfig(
-            model=str(flags.shared / "gpt2"),
-            random_init=True,
-            dataset=str(flags.shared / "data" / "sst2"),
-            epochs=1,
-            device="cpu",
-        )
-    )
-    shapes = products(whole.model.config, whole.config.rank)
+    data = str(flags.shared / "data" / "sst2")
+    gpt2 = {"model": str(flags.shared / "gpt2"), "random_init": True}
+    whole = prepare(RunConfig(**gpt2, dataset=data, epochs=1, device="cpu"))
     lengths = whole.train_examples.lengths
+    shapes = products(whole.model.config, whole.config.rank)
     epoch = sum(operations(shapes, int(lengths.sum()), len(lengths)).values())
 
     chosen = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))[:SENTENCES]
     split = whole.dataset.train.take(chosen.tolist())
     prepared = replace(whole, train_examples=tokenize(whole.tokenizer, split.sentences, split.labels, 128))
     floors = {name: Floor(prepared, packed) for name, packed in (("packed", True), ("plain", False))}
-    train_prepared(prepared)
-    for _ in range(ROUNDS):
-        for floor in floors.values():
-            floor.measure()
-        seconds = train_prepared(prepared).seconds
-        for floor in floors.values():
-            floor.compare(seconds)
+    phases = measure(prepared, floors)
     shares = breakdown(prepared)
 
     print(f"one epoch: {epoch / 1e12:.1f} TFLOP for {int(lengths.sum()):,} real tokens")
     for name, floor in floors.items():
         low, middle, high = min(floor.shares), median(floor.shares), max(floor.shares)
-        print(
-            f"{name} weights: {median(floor.rates) / 1e9:.0f} GFLOP/s; {middle:.3f} ({low:.3f} .. {high:.3f})"
-        )
-    print(markdown_table([("where the time goes", "%"), *((k, f"{100 * v:.1f}") for k, v in shares.items())]))
+        rate = median(floor.rates) / 1e9
+        print(f"{name} weights: {rate:.0f} GFLOP/s; share {middle:.3f} ({low:.3f} .. {high:.3f})")
+    print(percentages("phase", phases))
+    print(percentages("where the time goes", shares))
     if flags.picture:
         draw(shares, median(floors["packed"].shares), flags.picture)
-    result = {
-        **{
-            name: {
-                "share_of_floor": median(floor.shares),
-                "range": [min(floor.shares), max(floor.shares)],
-                "gflop_per_second": median(floor.rates) / 1e9,
-            }
-            for name, floor in floors.items()
-        },
-        "epoch_flop": epoch,
-        "breakdown": shares,
-        "threads": torch.get_num_threads(),
-    }
+    result = {name: floor.as_dict() for name, floor in floors.items()}
+    result |= {"epoch_flop": epoch, "phases": phases, "breakdown": shares, "threads": torch.get_num_threads()}
     print(json.dumps(result))
 
 

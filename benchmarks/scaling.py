@@ -4,12 +4,13 @@
 
 LoRA on c_attn with the head, random weights, this project's loop and PEFT + Trainer at its best (see
 `vs_peft.py`); one thing is varied at a time, around rank 4, batch 16, GPT-2 small and SST-2's sentences. At
-every point both sides take turns, each in a process of its own; the points follow one another, so compare
-along a curve with the machine's drift in mind. Sentences of fixed length are drawn token by token.
+every point both sides take turns of few sentences, each in a process of its own; Trainer groups so few less
+well by length than a whole job, and ours packs its weights anew in every turn. The points follow one another,
+so compare along a curve with the machine's drift in mind. Sentences of fixed length are drawn token by token.
 
-In turns of their own: rank 64 against rank 4, and predicting with a merged model against an untouched one.
-Over all turns of the last curve: the least-squares line of seconds against real tokens. Draws --picture if
-asked to; ends in one JSON line; a point's ratio is theirs / ours.
+In turns of their own: rank 64 against rank 4, predicting with a merged model against an untouched one, and
+the least-squares line of our seconds against real tokens. Draws --picture if asked to; ends in one JSON line;
+a point's ratio is theirs / ours.
 """
 
 from __future__ import annotations
@@ -73,6 +74,19 @@ def rank_64_over_4(work: Work, turns: list[Sentences], warm_up: Sentences) -> di
     return {"time_ratio": time_ratio, "time_ratio_range": time_range, "turns": len(turns)}
 
 
+def seconds_over_tokens(work: Work, drawn: Draw) -> dict[str, float]:
+    """The line of our seconds over real tokens: one process that has met every length, sizes in turns."""
+    side = Side(Ours, work)
+    side.train(drawn.one(2 * max(COUNTS)))
+    tokens = []
+    for count in COUNTS * TURNS:
+        sentences = drawn.one(count)
+        side.turn(sentences)
+        tokens.append(sum(map(len, sentences)))
+    side.close()
+    return line(tokens, side.seconds)
+
+
 def medium(small: str, folder: str) -> str:
     """A folder with GPT-2 medium's shape and GPT-2's tokenizer."""
     config = AutoConfig.from_pretrained(small)
@@ -128,35 +142,36 @@ def picture(sweeps: dict[str, list[dict]], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
-    parser.add_argument("--picture", type=Path)
-    flags = parser.parse_args()
-    small = str(flags.shared / "gpt2")
-    work = Work(model=small)
-    everything = sst2_sentences(small, flags.shared / "data" / "sst2")
-    generator = torch.Generator().manual_seed(0)
-    warm_up = draw(everything, 64, generator)
+class Draw:
+    """Sentences for the turns of a point: SST-2's, drawn anew, or of one length, drawn token by token."""
 
-    def turns(count: int = SENTENCES) -> list[Sentences]:
-        return [draw(everything, count, generator) for _ in range(TURNS)]
+    def __init__(self, sentences: Sentences) -> None:
+        self.sentences = sentences
+        self.generator = torch.Generator().manual_seed(0)
 
-    def of_length(length: int) -> list[Sentences]:
+    def one(self, count: int) -> Sentences:
+        return draw(self.sentences, count, self.generator)
+
+    def turns(self, count: int = SENTENCES) -> list[Sentences]:
+        return [self.one(count) for _ in range(TURNS)]
+
+    def of_length(self, length: int) -> list[Sentences]:
         shape = (TURNS, TOKENS // length, length)
-        return torch.randint(50_000, shape, generator=generator).tolist()
+        return torch.randint(50_000, shape, generator=self.generator).tolist()
 
-    shared_turns = turns()
+
+def sweep(work: Work, drawn: Draw, turns: list[Sentences], warm_up: Sentences) -> dict[str, list[dict]]:
+    """Every curve, point by point. A point is what both sides train, and on which sentences."""
     with tempfile.TemporaryDirectory() as folder:
         varied = {
-            "rank": {rank: (replace(work, rank=rank), shared_turns) for rank in RANKS},
-            "tokens a sentence": {length: (work, of_length(length)) for length in LENGTHS},
-            "batch size": {batch: (replace(work, batch_size=batch), shared_turns) for batch in BATCHES},
+            "rank": {rank: (replace(work, rank=rank), turns) for rank in RANKS},
+            "tokens a sentence": {length: (work, drawn.of_length(length)) for length in LENGTHS},
+            "batch size": {batch: (replace(work, batch_size=batch), turns) for batch in BATCHES},
             "model": {
-                "small": (work, shared_turns),
-                "medium": (replace(work, model=medium(small, folder)), shared_turns),
+                "small": (work, turns),
+                "medium": (replace(work, model=medium(work.model, folder)), turns),
             },
-            "sentences": {count: (work, turns(count)) for count in COUNTS},
+            "sentences": {count: (work, drawn.turns(count)) for count in COUNTS},
         }
         sweeps = {name: [] for name in varied}
         with tqdm(total=sum(map(len, varied.values())), unit="point") as bar:
@@ -164,7 +179,10 @@ def main() -> None:
                 for point, (its_work, its_turns) in points.items():
                     sweeps[name].append({"point": point, **measure(its_work, its_turns, warm_up)})
                     bar.update()
+    return sweeps
 
+
+def table(sweeps: dict[str, list[dict]]) -> str:
     rows = [("varied", "value", "µs a token: ours, theirs", "ratio", "range", "peak GB: ours, theirs")]
     for name, points in sweeps.items():
         for row in points:
@@ -179,14 +197,23 @@ def main() -> None:
                     f"{row['ours_peak_bytes'] / 1e9:.2f}, {row['theirs_peak_bytes'] / 1e9:.2f}",
                 )
             )
-    print(markdown_table(rows))
+    return markdown_table(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
+    parser.add_argument("--picture", type=Path)
+    flags = parser.parse_args()
+    work = Work(model=str(flags.shared / "gpt2"))
+    drawn = Draw(sst2_sentences(work.model, flags.shared / "data" / "sst2"))
+    warm_up, turns = drawn.one(64), drawn.turns()
+    sweeps = sweep(work, drawn, turns, warm_up)
+    print(table(sweeps))
     result = {
-        "rank_64_over_4": rank_64_over_4(work, [turn for _ in range(3) for turn in shared_turns], warm_up),
-        "line": line(
-            [tokens for row in sweeps["sentences"] for tokens in row["tokens"]],
-            [seconds for row in sweeps["sentences"] for seconds in row["ours_seconds"]],
-        ),
-        "merged_over_untouched": merged_over_untouched(small, shared_turns[0]),
+        "rank_64_over_4": rank_64_over_4(work, [turn for _ in range(3) for turn in turns], warm_up),
+        "line": seconds_over_tokens(work, drawn),
+        "merged_over_untouched": merged_over_untouched(work.model, turns[0]),
         "sweeps": sweeps,
     }
     if flags.picture:

@@ -31,6 +31,8 @@ def scaled_mask(x: torch.Tensor, p: float) -> torch.Tensor:
     bits of torch's global generator, where torch's own kernel draws and converts 64.
     """
     dropped = round(p * 2**16)
+    if dropped == 2**16:
+        return torch.zeros_like(x)
     draws = torch.empty(-(-x.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over -2^15 .. 2^15 - 1
     keep = torch.ge(lanes, dropped - 2**15, out=torch.empty_like(x))  # 0 or 1, as x

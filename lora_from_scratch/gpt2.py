@@ -6,9 +6,9 @@ Vaswani et al. 2017 with LayerNorm moved to their inputs.
 
 Two things are left out of transformers' version, and neither changes a logit in fp32:
 - the padding mask: padding stands on the right, where a causal mask already hides it from every real token;
-- the last block's output projection and MLP, and in training its attention, except at the one position
-  that the head reads.
-In bf16 the residual stream is rounded too, where autocast around transformers' version keeps it in fp32.
+- the last block's output projection and MLP, except at the one position that the head reads (its attention
+  too, where `attention.py` computes it).
+Over a base kept in bf16 the residual stream is rounded too; autocast around transformers keeps it in fp32.
 """
 
 from __future__ import annotations

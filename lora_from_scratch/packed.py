@@ -8,6 +8,7 @@ comes with PyTorch, packs and multiplies; where PyTorch lacks it, or on a GPU, n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,30 +25,36 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within the block every `Conv1D` and `nn.Linear` that does not learn, the head apart, is packed.
 
     At the end the layers return to their places with the weights they had, bit for bit. A weight that is
-    packed in its own dtype is unpacked then, and not kept beside its packed copy: that takes no memory where
-    nothing is trained, and the weights' size once more where gradients flow through them.
+    packed in its own dtype is unpacked then, one layer after the other, and not kept beside its packed copy:
+    that takes no memory where nothing is trained, and the weights' size once more where gradients flow
+    through them. A weight that two modules share is left as it is.
 
     Args:
         dtype: what autocast computes in, torch.float32 without it; a layer kept in bf16 stays in bf16.
     """
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and name != "score" and _can_be_packed(module, dtype)
+        if isinstance(module, (nn.Linear, Conv1D))
+        and "score" not in name.split(".")
+        and uses[id(module.weight)] == 1
+        and _can_be_packed(module, dtype)
     }
-    packed = {name: Packed(layer, dtype) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            place(model, name, packed[name])
-            if packed[name].dtype == layer.weight.dtype:
+            packed = Packed(layer, dtype)
+            place(model, name, packed)
+            if packed.dtype == layer.weight.dtype:
                 layer.weight.data = layer.weight.new_empty(0)
         yield
     finally:
-        for name, layer in layers.items():
-            if not layer.weight.numel():
-                weight = packed[name].weight
-                layer.weight.data = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
-            place(model, name, layer)
+        with torch.inference_mode(False), torch.no_grad():
+            for name, layer in layers.items():
+                packed = model.get_submodule(name)
+                if isinstance(packed, Packed):
+                    packed.give_back(layer)
+                    place(model, name, layer)
 
 
 class Packed(nn.Module):
@@ -57,23 +64,31 @@ class Packed(nn.Module):
         super().__init__()
         self.dtype = torch.bfloat16 if layer.weight.dtype == torch.bfloat16 else dtype
         weight = layer.weight.detach().to(self.dtype)
-        self._unpacked = weight.T if isinstance(layer, Conv1D) else weight
         self.bias = None if layer.bias is None else layer.bias.detach().to(self.dtype)
+        self.plain: torch.Tensor | None = weight.T if isinstance(layer, Conv1D) else weight  # until packed
+        self.packed: torch.Tensor | None = None
 
     @property
     def weight(self) -> torch.Tensor:
         """W, `(out_dim, in_dim)`."""
-        return self.forward_weight.to_dense() if self._unpacked is None else self._unpacked
+        return self.plain if self.packed is None else self.packed.to_dense()
 
-    @cached_property
+    @property
     def forward_weight(self) -> torch.Tensor:
-        packed = torch.ops.mkldnn._reorder_linear_weight(self._unpacked.contiguous())
-        self._unpacked = None
-        return packed
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain.contiguous())
+            self.plain = None
+        return self.packed
 
     @cached_property
     def backward_weight(self) -> torch.Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(self.weight.T.contiguous())
+
+    def give_back(self, layer: nn.Linear | Conv1D) -> None:
+        """Put the weight back into the layer, where it was taken out of it."""
+        if not layer.weight.numel():
+            weight = self.weight
+            layer.weight.data = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _Product.apply(x.to(self.dtype), self)
@@ -98,7 +113,7 @@ def _multiply(x: torch.Tensor, packed_weight: torch.Tensor, bias: torch.Tensor |
 
 def _can_be_packed(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> bool:
     weight = layer.weight
-    learns = weight.requires_grad and torch.is_grad_enabled()
+    learns = any(p.requires_grad for p in layer.parameters()) and torch.is_grad_enabled()
     if learns or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     dtypes = {weight.dtype, dtype}

@@ -83,7 +83,7 @@ def test_a_ratio_is_taken_turn_by_turn():
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 @pytest.mark.parametrize("method", ["lora", "full", "prelayer"])
 def test_both_sides_of_a_comparison_train_the_same(method):
-    """The same parameters learn, none of them stays where it was, and both name the seconds it took."""
+    """The same parameters learn, all move but A (without gradient while B = 0), and both name the seconds."""
     pytest.importorskip("peft")
     sentences = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14]] * 5
     work = Work(model=str(BUNDLED_MODEL), method=method, trainer={})

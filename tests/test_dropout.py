@@ -51,3 +51,7 @@ def test_seeds_and_the_ways_to_do_nothing():
         drawn.append(dropout(x, 0.5, True))
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert dropout(x, 0.5, False) is x and dropout(x, 0.0, True) is x
+
+
+def test_a_probability_next_to_one_drops_everything():
+    assert not dropout(torch.ones(50), 0.999995, True).any()

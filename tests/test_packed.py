@@ -118,17 +118,55 @@ def test_a_layer_kept_in_bf16_stays_in_bf16_and_autocast_lowers_the_others():
 
 
 @pytest.mark.parametrize("ran", [False, True])
-def test_every_layer_returns_to_its_place_even_after_an_error(tiny_gpt2, ran):
+@pytest.mark.parametrize(
+    ("kept", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (False, torch.bfloat16)]
+)
+def test_every_layer_returns_to_its_place_even_after_an_error(tiny_gpt2, ran, kept, dtype):
+    """In fp32, kept in bf16, and in fp32 under an autocast to bf16, whose packed copy is a rounded one."""
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bf16 products on this CPU")
     adapt(tiny_gpt2, RunConfig(rank=2))
+    if kept:
+        keep_frozen_in_bf16(tiny_gpt2)
     before = dict(tiny_gpt2.named_modules())
     weights = {name: tensor.clone() for name, tensor in tiny_gpt2.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), packed_layers(tiny_gpt2, torch.float32):
+    with pytest.raises(KeyboardInterrupt), packed_layers(tiny_gpt2, dtype):
         assert isinstance(tiny_gpt2.transformer.h[0].attn.c_attn, LoRALinear)
-        assert isinstance(tiny_gpt2.transformer.h[0].attn.c_attn.base_layer, Packed)
+        packed = tiny_gpt2.transformer.h[0].attn.c_attn.base_layer
+        assert isinstance(packed, Packed)
         if ran:
-            classify(tiny_gpt2, IDS, LENGTHS).sum().backward()
-        assert not before["transformer.h.1.mlp.c_fc"].weight.numel()  # no second copy of what is packed
+            with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+                classify(tiny_gpt2, IDS, LENGTHS).sum().backward()
+        # No plain copy stands beside a packed one of the same values.
+        assert (packed.plain is None) == ran
+        assert (before["transformer.h.1.mlp.c_fc"].weight.numel() == 0) == (kept or dtype == torch.float32)
         raise KeyboardInterrupt
     assert dict(tiny_gpt2.named_modules()) == before
     for name, tensor in tiny_gpt2.state_dict().items():
         assert torch.equal(tensor, weights[name]) and tensor.stride() == weights[name].stride()
+        assert tensor.dtype == weights[name].dtype
+
+
+def test_a_shared_weight_and_a_layer_whose_bias_learns_are_left_alone():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"embedding": nn.Embedding(9, 4), "tied": nn.Linear(4, 9), "biased": nn.Linear(4, 4)}
+    )
+    model["tied"].weight = model["embedding"].weight
+    model.requires_grad_(False)["biased"].bias.requires_grad_(True)
+    with packed_layers(model, torch.float32):
+        assert not any(isinstance(module, Packed) for module in model.modules())
+    with torch.no_grad(), packed_layers(model, torch.float32):
+        assert isinstance(model["biased"], Packed) and type(model["tied"]) is nn.Linear
+
+
+def test_weights_that_served_in_inference_mode_can_still_be_trained(tiny_gpt2):
+    """Tensors made in inference mode know no gradients: none of them may stay in the model."""
+    expected = copy.deepcopy(tiny_gpt2)
+    with torch.inference_mode(), packed_layers(tiny_gpt2, torch.float32):
+        classify(tiny_gpt2, IDS, LENGTHS)
+    assert not any(p.is_inference() for p in tiny_gpt2.parameters())
+    for model in (tiny_gpt2, expected):
+        classify(model, IDS, LENGTHS).sum().backward()
+    for ours, theirs in zip(tiny_gpt2.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs) and torch.equal(ours.grad, theirs.grad)
