@@ -2,7 +2,7 @@
 
 import sys
 
-from lora_from_scratch.cli import main
+from lora_from_scratch.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,12 +16,13 @@ import random
 from dataclasses import replace
 from statistics import mean, stdev
 
-from lora_from_scratch.batches import tokenize
-from lora_from_scratch.config import RunConfig
-from lora_from_scratch.dataset import Dataset, Split, load_dataset
-from lora_from_scratch.experiment import execute, prepare
-from lora_from_scratch.model import load_tokenizer
-from lora_from_scratch.report import markdown_table
+from lora_from_scratch.base.load import load_tokenizer
+from lora_from_scratch.data.batches import tokenize
+from lora_from_scratch.data.dataset import Dataset, Split, load_dataset
+from lora_from_scratch.report.tables import markdown_table
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.execute import execute
+from lora_from_scratch.runs.prepare import prepare
 
 GRID = {
     "head": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from lora_from_scratch.config import METHODS
-from lora_from_scratch.report import markdown_table, memory_text
+from lora_from_scratch.methods import METHODS
+from lora_from_scratch.report.tables import markdown_table, memory_text
 
 ROOT = Path(__file__).parents[1]
 

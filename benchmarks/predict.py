@@ -19,17 +19,18 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from lora_from_scratch.XXX.outputs import write_run
+from lora_from_scratch.XXX.saved import save_checkpoint
 from transformers import pipeline
 from transformers.utils import logging
 
-from lora_from_scratch.config import RunConfig
-from lora_from_scratch.dataset import load_labelled
-from lora_from_scratch.experiment import run
-from lora_from_scratch.outputs import write_run
-from lora_from_scratch.predict import predict
-from lora_from_scratch.report import markdown_table
-from lora_from_scratch.saved import Adapted, load_adapted, save_checkpoint
-from lora_from_scratch.surgery import merge_lora
+from lora_from_scratch.core.surgery import merge_lora
+from lora_from_scratch.data.dataset import load_labelled
+from lora_from_scratch.formats.adapted import Adapted, load_adapted
+from lora_from_scratch.report.tables import markdown_table
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.execute import run
+from lora_from_scratch.runs.predict import predict
 
 TURNS, TEXTS_A_TURN, WARM_UP = 5, 2000, 500
 BATCH_SIZES = (8, 16, 32, 64, 128)

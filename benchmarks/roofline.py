@@ -25,11 +25,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
 
-from lora_from_scratch.batches import tokenize
-from lora_from_scratch.config import RunConfig
-from lora_from_scratch.experiment import Prepared, prepare, train_prepared
-from lora_from_scratch.packed import Packed
-from lora_from_scratch.report import markdown_table
+from lora_from_scratch.data.batches import tokenize
+from lora_from_scratch.fast.packed import Packed
+from lora_from_scratch.report.tables import markdown_table
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.execute import train_prepared
+from lora_from_scratch.runs.prepare import Prepared, prepare
 
 SENTENCES, ROUNDS = 1600, 5
 KINDS = {  # the profiler's names of operations, by what they are for

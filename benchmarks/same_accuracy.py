@@ -18,11 +18,13 @@ from torch.nn.functional import cross_entropy, dropout
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from lora_from_scratch.batches import TokenizedExamples, bucketed_batches
-from lora_from_scratch.config import RunConfig
-from lora_from_scratch.experiment import Prepared, generator_for, prepare, run
-from lora_from_scratch.lora import LoRALinear
-from lora_from_scratch.train import CLIP_NORM, make_optimizer
+from lora_from_scratch.core.loop import CLIP_NORM
+from lora_from_scratch.core.lora import LoRALinear
+from lora_from_scratch.data.batches import TokenizedExamples, bucketed_batches
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.execute import run
+from lora_from_scratch.runs.prepare import Prepared, generator_for, prepare
+from lora_from_scratch.train.optimizer import make_optimizer
 
 
 class PlainLoRALinear(LoRALinear):

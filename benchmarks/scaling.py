@@ -28,10 +28,10 @@ from sides import Ours, Sentences, Side, Theirs, Work, as_examples, draw, ratio,
 from tqdm import tqdm
 from transformers import AutoConfig, GPT2ForSequenceClassification
 
-from lora_from_scratch.evaluate import predict_logits
-from lora_from_scratch.model import load_tokenizer
-from lora_from_scratch.report import markdown_table
-from lora_from_scratch.surgery import inject_lora, merge_lora
+from lora_from_scratch.base.load import load_tokenizer
+from lora_from_scratch.core.surgery import inject_lora, merge_lora
+from lora_from_scratch.report.tables import markdown_table
+from lora_from_scratch.train.evaluate import predict_logits
 
 TURNS, MERGED_TURNS, SENTENCES = 3, 21, 480
 RANKS = (1, 4, 16, 64, 256)

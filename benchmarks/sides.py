@@ -19,8 +19,8 @@ from statistics import median
 
 import torch
 
-from lora_from_scratch.batches import TokenizedExamples
-from lora_from_scratch.dataset import load_dataset
+from lora_from_scratch.data.batches import TokenizedExamples
+from lora_from_scratch.data.dataset import load_dataset
 
 BEST = {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
 Sentences = list[list[int]]  # token ids
@@ -43,8 +43,8 @@ class Ours:
     """This project's loop, as `run.py` runs it."""
 
     def __init__(self, work: Work) -> None:
-        from lora_from_scratch.config import RunConfig
-        from lora_from_scratch.experiment import prepare
+        from lora_from_scratch.runs.config import RunConfig
+        from lora_from_scratch.runs.prepare import prepare
 
         self.prepared = prepare(
             RunConfig(
@@ -59,7 +59,7 @@ class Ours:
         )
 
     def train(self, sentences: Sentences) -> float:
-        from lora_from_scratch.experiment import train_prepared
+        from lora_from_scratch.runs.execute import train_prepared
 
         return train_prepared(replace(self.prepared, train_examples=as_examples(sentences))).seconds
 
@@ -197,7 +197,7 @@ def draw(sentences: Sentences, count: int, generator: torch.Generator) -> Senten
 
 def work_on(side: type[Ours | Theirs], work: Work) -> None:
     """Be one side: read lists of sentences from stdin, answer each with seconds and peak memory."""
-    from lora_from_scratch.measure import read_memory
+    from lora_from_scratch.train.measure import read_memory
 
     answers, sys.stdout = sys.stdout, sys.stderr
     torch.manual_seed(0)

@@ -35,7 +35,7 @@ from statistics import median
 import torch
 from sides import BEST, Ours, Sentences, Side, Theirs, Work, draw, ratio, sst2_sentences
 
-from lora_from_scratch.report import markdown_table
+from lora_from_scratch.report.tables import markdown_table
 
 WARM_UP = 64  # sentences
 SETTINGS = {  # what differs from LoRA with Trainer at its best, and sentences in each turn

@@ -5,33 +5,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lora_from_scratch.adapter import load_adapter as load_adapter
-    from lora_from_scratch.adapter import save_adapter as save_adapter
-    from lora_from_scratch.config import RunConfig as RunConfig
-    from lora_from_scratch.errors import UserError as UserError
-    from lora_from_scratch.experiment import RunResult as RunResult
-    from lora_from_scratch.experiment import run as run
-    from lora_from_scratch.lora import LoRALinear as LoRALinear
-    from lora_from_scratch.methods import adapt as adapt
-    from lora_from_scratch.surgery import inject_lora as inject_lora
-    from lora_from_scratch.surgery import merge_lora as merge_lora
-    from lora_from_scratch.surgery import merged as merged
+from lora_from_scratch.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from lora_from_scratch.core.lora import LoRALinear as LoRALinear
+    from lora_from_scratch.core.surgery import inject_lora as inject_lora
+    from lora_from_scratch.core.surgery import merge_lora as merge_lora
+    from lora_from_scratch.core.surgery import merged as merged
+    from lora_from_scratch.errors import UserError as UserError
+    from lora_from_scratch.formats.peft import load_adapter as load_adapter
+    from lora_from_scratch.formats.peft import save_adapter as save_adapter
+    from lora_from_scratch.runs.config import RunConfig as RunConfig
+    from lora_from_scratch.runs.config import adapt as adapt
+    from lora_from_scratch.runs.execute import RunResult as RunResult
+    from lora_from_scratch.runs.execute import run as run
 
 _HOME = {
-    "LoRALinear": "lora",
-    "RunConfig": "config",
-    "RunResult": "experiment",
+    "LoRALinear": "core.lora",
+    "RunConfig": "runs.config",
+    "RunResult": "runs.execute",
     "UserError": "errors",
-    "adapt": "methods",
-    "inject_lora": "surgery",
-    "load_adapter": "adapter",
-    "merge_lora": "surgery",
-    "merged": "surgery",
-    "run": "experiment",
-    "save_adapter": "adapter",
+    "adapt": "runs.config",
+    "inject_lora": "core.surgery",
+    "load_adapter": "formats.peft",
+    "merge_lora": "core.surgery",
+    "merged": "core.surgery",
+    "run": "runs.execute",
+    "save_adapter": "formats.peft",
 }
 __all__ = list(_HOME)
 

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""What a user's mistake raises."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The command line prints the line and ends with exit status 2; anything else that is raised is a defect of
     this package (or of the machine) and keeps its traceback.
     """
+
+
+class NotFound(UserError):
+    """Neither a file or folder nor the hub nor its cache holds what was named."""

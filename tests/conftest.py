@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lora_from_scratch.batches import TokenizedExamples
+from lora_from_scratch.data.batches import TokenizedExamples
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, UserError, adapt, inject_lora, load_adapter, save_adapter
-from lora_from_scratch.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from lora_from_scratch.model import load_tokenizer
-from lora_from_scratch.surgery import lora_layers
+from lora_from_scratch.base.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from lora_from_scratch.base.load import load_tokenizer
+from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.formats.adapted import load_adapted
 
 FIRST_A = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
 SCORE = "base_model.model.score.weight"
@@ -224,3 +225,43 @@ def test_the_tokenizers_fingerprint_sees_how_it_cuts():
     assert digest == tokenizer_fingerprint(load_tokenizer("bundled"))
     tokenizer.backend_tokenizer.normalizer = None
     assert tokenizer_fingerprint(tokenizer) != digest
+
+
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_what_an_earlier_version_wrote_gives_the_same_logits(method):
+    """Trained, saved and read by 0.1.0 on the bundled base; full and prelayer are too large to keep."""
+    folder = Path(__file__).parent / "written_by_0.1.0"
+    expected = json.loads((folder / "logits.json").read_text())
+    adapted = load_adapted(folder / method)
+    for text, logits in zip(expected["texts"], expected[method], strict=True):
+        with torch.no_grad():
+            ours = adapted.model(input_ids=adapted.tokenizer(text, return_tensors="pt").input_ids).logits[0]
+        torch.testing.assert_close(ours, torch.tensor(logits), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": 0}, "alpha must be above 0"),
+        ({"lora_dropout": 1.5}, "dropout must lie in"),
+        ({"lora_dropout": "0.1"}, "lora_dropout = '0.1' is of the wrong kind"),
+        ({"target_modules": "*.c_attn"}, "is no regular expression"),
+    ],
+)
+def test_a_refused_adapter_leaves_the_model_as_it_was(saved, changes, message):
+    base, folder = saved
+    configure(folder, **changes)
+    before = [(name, p.requires_grad) for name, p in base.named_parameters()]
+    with pytest.raises(UserError, match=message):
+        load_adapter(base, folder)
+    assert [(name, p.requires_grad) for name, p in base.named_parameters()] == before
+
+
+def test_an_adapter_on_weights_that_are_shared_is_refused_before_the_model_is_touched(saved):
+    base, folder = saved
+    base.transformer.h[1].attn.c_attn.weight = base.transformer.h[0].attn.c_attn.weight
+    before = [(name, p.requires_grad) for name, p in base.named_parameters()]
+    rewrite(folder, lambda tensors: None)
+    with pytest.raises(UserError):
+        load_adapter(base, folder)
+    assert [(name, p.requires_grad) for name, p in base.named_parameters()] == before

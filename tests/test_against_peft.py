@@ -15,9 +15,9 @@ from torch import nn
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt, inject_lora, load_adapter, merge_lora, save_adapter
-from lora_from_scratch.batches import TokenizedExamples
-from lora_from_scratch.surgery import lora_layers
-from lora_from_scratch.train import train
+from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.data.batches import TokenizedExamples
+from lora_from_scratch.train.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 

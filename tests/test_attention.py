@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_from_scratch.attention import causal_attention
+from lora_from_scratch.fast.attention import causal_attention
 
 B, T, H, D = 3, 7, 4, 8
 LAST = torch.tensor([6, 0, 3])
@@ -37,7 +37,7 @@ def test_values_and_gradients_are_the_textbooks(monkeypatch, dropout, last):
         drawn.append((torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) >= p) / (1 - p))
         return drawn[-1].to(x.dtype)
 
-    monkeypatch.setattr("lora_from_scratch.attention.scaled_mask", draw)
+    monkeypatch.setattr("lora_from_scratch.fast.attention.scaled_mask", draw)
     qkv, same = values(), values()
     y = causal_attention(qkv, H, 0.3, dropout, last)
     mask = drawn[0].double().view(B, H, -1, T) if dropout else 1.0

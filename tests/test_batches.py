@@ -6,15 +6,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lora_from_scratch.batches import (
+from lora_from_scratch.base.load import load_tokenizer
+from lora_from_scratch.data.batches import (
     bucketed_batches,
     pad_batch,
     padding_efficiency,
     sorted_batches,
     tokenize,
+    training_batches,
 )
-from lora_from_scratch.dataset import load_dataset
-from lora_from_scratch.model import load_tokenizer
+from lora_from_scratch.data.dataset import load_dataset
 
 LENGTHS = torch.randint(1, 40, (1003,), generator=torch.Generator().manual_seed(0))
 
@@ -99,3 +100,26 @@ def test_sst2_in_gpt2_tokens(shared):
     assert padding_efficiency(examples.lengths, batches) >= 0.98
     shuffled = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).split(16)
     assert padding_efficiency(examples.lengths, shuffled) == pytest.approx(0.34, abs=0.01)
+
+
+def test_end_of_text_spelled_out_at_the_end_is_padding_as_for_transformers():
+    """Its classifier looks for the last token that is no padding; so does what is cut here."""
+    tokenizer = load_tokenizer("bundled")
+    texts = [
+        "a film <|endoftext|>",
+        "a film <|endoftext|> <|endoftext|>",
+        "a <|endoftext|> film",
+        "<|endoftext|>",
+    ]
+    ids = tokenize(tokenizer, texts, [0] * 4, 32)
+    film = tokenizer("a film", add_special_tokens=False).input_ids
+    parts = [part.tolist() for part in ids.token_ids.split(ids.lengths.tolist())]
+    assert parts == [film, film, [film[0], 0, film[1]], [0]]
+
+
+def test_training_batches_go_on_from_epoch_to_epoch():
+    examples = tokenize(load_tokenizer("bundled"), ["a"] * 10, [0] * 10, 8)
+    draw = torch.Generator().manual_seed(0)
+    batches = list(training_batches(examples, 4, 5, draw))
+    assert [len(batch) for batch in batches].count(2) in (1, 2) and len(batches) == 5
+    assert torch.cat(batches[:3]).sort().values.tolist() == list(range(10))

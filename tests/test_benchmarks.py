@@ -22,10 +22,10 @@ from scaling import line
 from sides import Ours, Theirs, Work, as_examples, ratio
 
 from lora_from_scratch import RunConfig, adapt, run
-from lora_from_scratch.dataset import Split, load_dataset
-from lora_from_scratch.experiment import prepare
-from lora_from_scratch.gpt2 import classify
-from lora_from_scratch.model import BUNDLED_MODEL
+from lora_from_scratch.base.load import BUNDLED_MODEL
+from lora_from_scratch.data.dataset import Split, load_dataset
+from lora_from_scratch.fast.gpt2 import classify
+from lora_from_scratch.runs.prepare import prepare
 
 
 def test_phrases_are_the_runs_of_words():

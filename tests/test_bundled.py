@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy
 import pytest
@@ -13,20 +15,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_from_scratch.bundled.pretrain import (
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from pretrain import (
     Pretraining,
     Settings,
     learning_rate,
     make_optimizers,
     model_config,
     pretrain,
-    read_documents,
-    window_starts,
-    windows,
 )
-from lora_from_scratch.dataset import BUNDLED_DATASET, load_dataset
+from pretraining_text import read_documents, window_starts, windows
+
+from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
+from lora_from_scratch.data.dataset import BUNDLED_DATASET, load_dataset
 from lora_from_scratch.errors import UserError
-from lora_from_scratch.model import BUNDLED_MODEL, load_model, load_tokenizer
 
 TINY = Settings(
     vocab_size=400, n_positions=16, n_embd=32, n_layer=1, n_head=2, batch_size=8, steps=60, warmup_steps=5
@@ -208,7 +211,7 @@ def test_the_script_learns_from_plain_text_and_leaves_a_whole_model(tmp_path):
 
 
 def test_too_little_text_is_an_error():
-    from lora_from_scratch.bundled.pretrain import train_tokenizer
+    from pretraining_text import train_tokenizer
 
     documents = ["a few words .", "and a few more ."]
     run = Pretraining(TINY, train_tokenizer(documents, 300), documents, "cpu")

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from test_cli import BUNDLED, fails
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lora_from_scratch import cli, commands
-from lora_from_scratch.batches import tokenize
-from lora_from_scratch.commands import compare
-from lora_from_scratch.dataset import load_labelled
-from lora_from_scratch.evaluate import predict_logits
-from lora_from_scratch.predict import predict
-from lora_from_scratch.saved import load_adapted
+from lora_from_scratch.cli import commands
+from lora_from_scratch.cli import main as cli
+from lora_from_scratch.data.batches import tokenize
+from lora_from_scratch.data.dataset import load_labelled
+from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.runs.predict import predict
+from lora_from_scratch.train.evaluate import compare, predict_logits
 
 METHODS = ("head", "full", "lora", "prelayer")
 TEXTS = ["a warm and funny film .", "", "dull", "it is not a bad film , and the end is a triumph"]
@@ -51,7 +51,14 @@ def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path
     for key in ("accuracy", "accuracy_margin_95", "f1", "total_parameters", "head_parameters"):
         assert values[key] == trained[key]
     assert values["trainable_parameters"] == trained["trainable_parameters"]
-    assert values["data"]["sentences"] == 498 and values["sentences_per_second"] > 0
+    assert values["data"]["validation_sentences"] == 498 and values["kind"] == "evaluation"
+    assert values["evaluation"]["sentences_per_second"] > 0
+    assert values["evaluation"]["predictions"] == trained["evaluation"]["predictions"]
+    assert values["base"]["weights_sha256"] == trained["base"]["weights_sha256"] or method in (
+        "full",
+        "prelayer",
+    )
+    assert values.keys() == trained.keys()
     assert f"{values['accuracy']:.2f} ±" in text
 
 
@@ -61,14 +68,13 @@ def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
     flags = ["--dataset", tmp_path / "mine.csv", *columns, "--output-dir", tmp_path / "out"]
     printed(capsys, "evaluate", "--adapter", runs / "lora", *flags)
     values = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert values["data"]["sentences"] == 3 and values["data"]["name"] == "mine.csv"
+    assert values["data"]["validation_sentences"] == 3
+    assert values["data"]["validation_name"] == "mine.csv"
 
 
 def test_evaluate_leaves_a_trainings_results_alone(runs, capsys):
     flags = ["--dataset", "bundled", "--output-dir", str(runs / "lora")]
-    assert "holds the results of a training" in fails(
-        capsys, "evaluate", "--adapter", str(runs / "lora"), *flags
-    )
+    assert "holds results already" in fails(capsys, "evaluate", "--adapter", str(runs / "lora"), *flags)
 
 
 def test_labels_of_two_sources_are_matched_by_name_or_number(tmp_path):
@@ -184,15 +190,15 @@ def test_merged_logits_equal_the_adapters(runs, capsys, tmp_path):
 
 
 def test_merge_refuses_to_leave_a_broken_checkpoint(runs, capsys, tmp_path, monkeypatch):
-    whole = commands.save_checkpoint
+    whole = commands.checkpoint.save
 
-    def damaged(model: torch.nn.Module, tokenizer: object, folder: Path) -> None:
-        whole(model, tokenizer, folder)
+    def damaged(adapted: object, folder: Path) -> None:
+        whole(adapted, folder)
         weights = load_file(folder / "model.safetensors")
         weights["transformer.h.0.attn.c_attn.weight"] *= 1.5
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
-    monkeypatch.setattr(commands, "save_checkpoint", damaged)
+    monkeypatch.setattr(commands.checkpoint, "save", damaged)
     line = fails(capsys, "merge", "--adapter", str(runs / "lora"), "--out", str(tmp_path / "out"))
     assert "the merged model is not the adapted one: max |delta logit|" in line
     assert not list(tmp_path.iterdir())
@@ -219,7 +225,7 @@ def test_compare_sees_flips_and_what_is_not_finite():
 @pytest.mark.parametrize("method", ["lora", "prelayer"])
 def test_verify_compares_with_peft_both_ways(runs, method, capsys):
     out = printed(capsys, "verify", "--adapter", runs / method)
-    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and "498 sentences" in out
+    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and "499 sentences" in out
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -239,7 +245,7 @@ def test_verify_notices_another_reading(runs, capsys, monkeypatch):
 
 
 def test_verify_without_peft_or_without_an_adapter(runs, capsys, monkeypatch):
-    assert "only lora and prelayer" in fails(capsys, "verify", "--adapter", str(runs / "full"))
+    assert "not in the format that PEFT reads" in fails(capsys, "verify", "--adapter", str(runs / "full"))
     monkeypatch.setitem(sys.modules, "peft", None)
     assert "pip install peft" in fails(capsys, "verify", "--adapter", str(runs / "lora"))
 
@@ -279,7 +285,7 @@ def test_bad_folders_end_in_one_line(runs, capsys, tmp_path):
         ({"score.weight": torch.ones(2, 256), "more": torch.ones(1)}, "unexpected tensor more"),
         ({"more": torch.ones(1)}, "score.weight, is missing"),
     ):
-        save_file(change, head / "head.safetensors", {"base": "bundled"})
+        save_file(change, head / "trained.safetensors", {"base": "bundled"})
         assert message in refused(head)
     full = copy_of(runs / "full", tmp_path / "full")
     weights = load_file(full / "model.safetensors")

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from lora_from_scratch import UserError
-from lora_from_scratch.dataset import load_dataset
-from lora_from_scratch.model import NotFound
+from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.data.rows import Columns
+from lora_from_scratch.errors import NotFound
 
 ROWS = [(f"sentence number {i} , it 's fine ", i % 2) for i in range(20)]
 
@@ -79,14 +80,14 @@ def test_a_single_file_holds_a_tenth_out_always_the_same(tmp_path):
 def test_columns_by_other_names(tmp_path):
     rows = "".join(f"{i},text {i},{i % 3}\n" for i in range(9))
     path = write(tmp_path / "d.csv", "id,review,stars\n" + rows)
-    dataset = load_dataset(path, text_column="review", label_column="stars")
+    dataset = load_dataset(path, Columns("review", "stars"))
     assert dataset.label_names == ["0", "1", "2"]
     with pytest.raises(
         UserError, match=r"line 2: no column 'sentence or text'; name one of id, review, stars"
     ):
         load_dataset(path)
     with pytest.raises(UserError, match=r"no column 'verdict'.*--label-column"):
-        load_dataset(path, text_column="review", label_column="verdict")
+        load_dataset(path, Columns("review", "verdict"))
 
 
 def test_the_fingerprint_sees_every_change(tmp_path):

@@ -8,8 +8,8 @@ from conftest import tiny_config
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import GPT2ForSequenceClassification
 
-from lora_from_scratch.batches import pad_batch
-from lora_from_scratch.evaluate import predict_logits, score
+from lora_from_scratch.data.batches import pad_batch
+from lora_from_scratch.train.evaluate import predict_logits, score
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 5])

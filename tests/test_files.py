@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from lora_from_scratch.files import appearing
+from lora_from_scratch.formats.files import appearing, write_whole
 
 
 def test_files_move_in_at_the_end_and_replace_older_ones(tmp_path):
@@ -38,3 +39,52 @@ def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "one").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_neighbours_files_survive_an_error(tmp_path):
+    """Another run made its folder in the parent that this one had to make, too."""
+    folder = tmp_path / "runs" / "mine"
+    with pytest.raises(OSError), appearing(folder) as aside:
+        (aside / "one").write_text("half")
+        (tmp_path / "runs" / "other").mkdir()
+        (tmp_path / "runs" / "other" / "weights").write_text("trained")
+        raise OSError
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+    assert (tmp_path / "runs" / "other" / "weights").read_text() == "trained"
+
+
+def test_a_new_folder_appears_with_all_its_files(tmp_path, monkeypatch):
+    """Killed at any moment, it is not there or whole: one rename."""
+    renamed = []
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: renamed.append((sorted(p.name for p in path.iterdir()), to))
+    )
+    with appearing(tmp_path / "new") as aside:
+        for name in ("one", "two"):
+            (aside / name).write_text(name)
+    assert renamed == [(["one", "two"], tmp_path / "new")]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+
+    def no_room(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(OSError, match="full"):
+        write_whole(path, b"newer")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_is_flushed_to_disk(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    with appearing(tmp_path / "new") as aside:
+        for name in ("one", "two"):
+            (aside / name).write_text(name)
+    write_whole(tmp_path / "three", b"three")
+    assert len(flushed) == 3

@@ -20,8 +20,8 @@ from datasets.arrow_writer import ArrowWriter
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from lora_from_scratch import hub
-from lora_from_scratch.model import load_tokenizer
+from lora_from_scratch.base import reachable as hub
+from lora_from_scratch.base.load import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CLOSED = "http://127.0.0.1:9"  # a port where nobody listens
@@ -119,7 +119,7 @@ def test_gpt2_and_sst2_load_from_the_hubs_cache(tmp_path):
 def test_weights_from_the_cache_arrive_as_they_are(tmp_path):
     weights = cached_gpt2(tmp_path)
     code = (
-        "from safetensors.torch import save_file; from lora_from_scratch.model import load_model\n"
+        "from safetensors.torch import save_file; from lora_from_scratch.base.load import load_model\n"
         "save_file(load_model('gpt2', ['0', '1'], 0).state_dict(), 'loaded.safetensors')"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}

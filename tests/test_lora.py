@@ -91,6 +91,26 @@ def test_a_new_layer_changes_nothing_and_can_learn(kind):
     assert torch.equal(layer.lora_A.grad, torch.zeros_like(layer.lora_A))  # A waits for B
 
 
+@both_kinds
+def test_rank_alpha_and_scaling_cannot_disagree(kind):
+    layer = make_lora(kind, rank=3, alpha=12)
+    layer.alpha = 6
+    assert (layer.rank, layer.scaling) == (3, 2)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    expected = linear(x, dense_weight(layer) + 2 * layer.lora_B @ layer.lora_A, layer.base_layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@both_kinds
+def test_weight_and_bias_are_those_that_it_computes_with(kind):
+    layer, x = make_lora(kind), torch.randn(4, 5, dtype=torch.float64)
+    weight = layer.weight if kind is nn.Linear else layer.weight.T
+    torch.testing.assert_close(linear(x, weight, layer.bias), layer(x), rtol=1e-12, atol=1e-12)
+    layer.weight.sum().backward()
+    assert layer.lora_A.grad is not None and layer.base_layer.weight.grad is None
+    assert layer.weight.shape == layer.base_layer.weight.shape and "weight" not in layer.state_dict()
+
+
 def test_a_is_drawn_kaiming_uniform():
     # a = sqrt(5): gain^2 = 2 / (1 + 5), bound = sqrt(3) * gain / sqrt(in) = 1 / sqrt(in)
     layer = LoRALinear(nn.Linear(400, 8), rank=100, alpha=1, generator=torch.Generator().manual_seed(0))
@@ -152,6 +172,7 @@ def test_dropout_touches_the_update_alone_and_only_in_training():
         ({"rank": 0}, "rank of a LoRA update must be at least 1, not 0"),
         ({"alpha": 0.0}, "alpha must be above 0"),
         ({"alpha": float("nan")}, "alpha must be above 0"),
+        ({"alpha": float("inf")}, "alpha must be above 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"base_layer": nn.Embedding(3, 3)}, "wraps nn.Linear and Conv1D layers, not Embedding"),
     ],

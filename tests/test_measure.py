@@ -8,7 +8,14 @@ import time
 import pytest
 import torch
 
-from lora_from_scratch.measure import PhaseClock, count_parameters, read_memory, synchronize
+from lora_from_scratch.train import measure
+from lora_from_scratch.train.measure import (
+    PhaseClock,
+    count_parameters,
+    read_memory,
+    reset_peak_memory,
+    synchronize,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,6 +59,68 @@ def test_the_clock_waits_for_the_gpu():
     clock.stop()
     assert clock.seconds > 3 * queued
     assert clock.phases["products"] == pytest.approx(clock.seconds, rel=0.1)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_on_cuda_the_laps_stand_in_the_stream_of_that_device(monkeypatch, index):
+    """On cuda:1 the events have to be recorded there, not on the device that happens to be current."""
+    device, recorded = torch.device("cuda", index), []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: object) -> None:
+            recorded.append(stream)
+            self.at = 10 * len(recorded)
+
+        def elapsed_time(self, other: object) -> float:
+            return other.at - self.at  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    clock = PhaseClock(device)
+    clock.start()
+    clock.lap("a")
+    clock.lap("b")
+    clock.lap("a")
+    clock.stop()
+    assert recorded == 4 * [f"stream of cuda:{index}"]
+    assert clock.phases == pytest.approx({"a": 0.02, "b": 0.01})
+
+
+def test_where_the_device_cannot_be_marked_there_is_the_total_alone(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    clock = PhaseClock(torch.device("mps"))
+    clock.start()
+    clock.lap("forward")
+    clock.stop()
+    assert clock.seconds > 0 and clock.phases == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_is_that_of_the_run_where_it_can_be_started_anew():
+    block = bytearray(300_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    whole = read_memory(CPU, reset_peak_memory(CPU)).peak_bytes
+    del block
+    if not reset_peak_memory(CPU):
+        pytest.skip("this system does not start a peak anew")
+    memory = read_memory(CPU)
+    assert memory.kind == "resident" and whole - memory.peak_bytes > 250e6
+    assert memory.peak_bytes == pytest.approx(memory.allocated_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("left", [{"status": "VmRSS:\t  100 kB\n"}, {}])
+def test_without_a_peak_of_the_run_the_processs_is_told_as_such(monkeypatch, tmp_path, left):
+    """No clear_refs to write to, no VmHWM in the account, or no account at all."""
+    for name, text in left.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(measure, "PROC", tmp_path / ("" if left else "nowhere"))
+    memory = read_memory(CPU, reset_peak_memory(CPU), weights=3)
+    assert memory.kind == "process" and memory.peak_bytes > 50e6
+    assert memory.allocated_bytes == (102_400 if left else None) and memory.parts == {"weights": 3}
 
 
 def test_synchronize_on_the_cpu_returns():

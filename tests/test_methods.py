@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from conftest import tiny_config
+from test_cli import BUNDLED, fails
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lora_from_scratch import RunConfig, UserError, adapt
-from lora_from_scratch.config import METHODS
-from lora_from_scratch.measure import count_parameters
-from lora_from_scratch.methods import default_lr
-from lora_from_scratch.train import train
+from lora_from_scratch import RunConfig, UserError, adapt, methods
+from lora_from_scratch.cli import main as cli
+from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.methods import METHODS
+from lora_from_scratch.methods.interface import Method, check, flag
+from lora_from_scratch.runs.predict import predict
+from lora_from_scratch.train.measure import count_parameters
+from lora_from_scratch.train.training import train
 
 
 def gpt2_small() -> GPT2ForSequenceClassification:
@@ -52,7 +58,7 @@ LEARNS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_exactly_the_expected_tensors_move(method, tiny_gpt2, tiny_examples):
-    model = adapt(tiny_gpt2, RunConfig(method=method, rank=2))
+    model = adapt(tiny_gpt2, RunConfig(method=method))
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         n for n, _ in model.named_parameters() if LEARNS[method](n)
     }
@@ -77,8 +83,100 @@ def test_lora_refuses_to_wrap_the_head_that_it_trains_whole(tiny_gpt2):
         adapt(tiny_gpt2, RunConfig(target_modules=("attn.c_attn", "score")))
 
 
-def test_default_learning_rates_depend_on_method_and_width():
-    assert default_lr("full", 768) < default_lr("lora", 768)
-    assert default_lr("full", 256) != default_lr("full", 768)
-    assert default_lr("none", 768) is None
+def test_default_learning_rates_are_those_that_were_chosen():
+    """On the bundled base's width by benchmarks/choose_learning_rate.py, on GPT-2's as methods/ says."""
+    rates = {name: (method.default_lr(256), method.default_lr(768)) for name, method in METHODS.items()}
+    assert rates == {
+        "none": (None, None),
+        "head": (3e-3, 3e-3),
+        "full": (3e-4, 5e-5),
+        "lora": (5e-4, 5e-4),
+        "prelayer": (3e-4, 2e-4),
+    }
     assert tiny_config().n_embd < 512
+
+
+class Biases(Method):
+    """BitFit: only the biases, and the head."""
+
+    name = "biases"
+    summary = "the biases, and the head"
+    saved_as = "Tuned biases"
+    rates = (1e-3, 1e-3)
+    format = "tensors"
+
+    def adapt(self, model, settings, generator=None):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith("bias") or name == "score.weight")
+        return model
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
+    """It trains, is saved, comes back, predicts, is evaluated, merges, and has a card."""
+    monkeypatch.setitem(METHODS, "biases", check(Biases()))
+    run = ["--method", "biases", "--limit-train", "64", "--max-steps", "4", "--output-dir"]
+    assert cli.main([*BUNDLED, *run, str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert record["adapter_parameters"] == (4 * 11 + 1) * 256 and record["head_parameters"] == 512
+    adapted = load_adapted(tmp_path / "run")
+    assert adapted.model.transformer.h[0].attn.c_attn.bias.requires_grad
+    assert not adapted.model.transformer.h[0].attn.c_attn.weight.requires_grad
+    assert record["trainable_parameters"] == sum(
+        p.numel() for p in adapted.model.parameters() if p.requires_grad
+    )
+    probability = predict(adapted, ["a fine film"])[0].probability
+    assert 0.5 <= probability < 1
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "Tuned biases for mini-gpt2" in card and "run.py merge --adapter ." in card
+    flags = ["--dataset", "bundled", "--device", "cpu", "--output-dir", str(tmp_path / "out")]
+    assert cli.main(["evaluate", "--adapter", str(tmp_path / "run"), *flags]) == 0
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert again["evaluation"]["predictions"] == record["evaluation"]["predictions"]
+    assert cli.main(["merge", "--adapter", str(tmp_path / "run"), "--out", str(tmp_path / "merged")]) == 0
+    merged = load_adapted(tmp_path / "merged")
+    assert predict(merged, ["a fine film"])[0].probability == pytest.approx(probability, abs=1e-6)
+    assert "not in the format that PEFT reads" in fails(capsys, "verify", "--adapter", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": None}, "trains, but has no default learning rates"),
+        ({"format": None}, "trains, but has no format"),
+        ({"format": "pickle"}, "trains, but has no format"),
+        ({"saved_as": ""}, "trains, but has no format"),
+        ({"summary": ""}, "needs a summary"),
+        ({"name": ""}, "needs a name"),
+    ],
+)
+def test_a_method_that_leaves_something_out_is_refused_when_it_is_registered(changes, message):
+    before = dict(METHODS)
+    with pytest.raises(TypeError, match=message):
+        methods.register(type("Half", (Biases,), changes)())
+    assert before == METHODS
+
+
+def test_a_method_has_flags_of_its_own_and_no_others(capsys, monkeypatch):
+    with pytest.raises(UserError, match="--rank is no flag of --method full: it belongs to lora"):
+        RunConfig(method="full", rank=4)
+    assert cli.main([*BUNDLED, "--method", "full", "--rank", "4", "--dry-run"]) == 0
+    assert "warning: --rank is no flag of --method full, and left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--magic is no flag of --method lora, nor of any other"):
+        RunConfig(magic=1)
+
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        depth: int = flag(3, "how deep", "D")
+
+    monkeypatch.setitem(
+        METHODS, "deep", check(type("Deep", (Biases,), {"name": "deep", "Settings": Settings})())
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "of deep:\n  --depth D" in capsys.readouterr().out
+    config = RunConfig(method="deep", depth=5)
+    assert config.settings.depth == 5 and config.default_folder() == "runs/deep-depth-5"
+    assert config.as_dict()["depth"] == 5

@@ -7,15 +7,11 @@ import sys
 import pytest
 
 from lora_from_scratch import RunConfig
-from lora_from_scratch.experiment import execute, prepare
-from lora_from_scratch.report import (
-    banner,
-    draw_training,
-    markdown_table,
-    memory_text,
-    results_table,
-    summary,
-)
+from lora_from_scratch.report.picture import draw_training
+from lora_from_scratch.report.screen import banner, summary
+from lora_from_scratch.report.tables import markdown_table, memory_text, results_table
+from lora_from_scratch.runs.execute import execute
+from lora_from_scratch.runs.prepare import prepare
 
 QUICK = {"model": "bundled", "dataset": "bundled", "precision": "fp32", "limit_train": 32, "max_steps": 2}
 
@@ -64,11 +60,12 @@ def test_memory_is_labelled_by_what_it_is():
     assert memory_text({"kind": "cuda", "allocated_bytes": 5e8, "peak_bytes": 9e9}) == "0.50 GB allocated"
     resident = {"kind": "resident", "allocated_bytes": 5e8, "peak_bytes": 1.25e9}
     assert memory_text(resident) == "1.25 GB peak resident"
+    assert memory_text({**resident, "kind": "process"}) == "1.25 GB peak resident since the program began"
     assert memory_text({"kind": "resident", "allocated_bytes": None, "peak_bytes": None}) == "-"
 
 
 def test_the_summary_names_model_and_data(result):
-    text = summary(result)
+    text = summary(result.as_dict())
     assert text.startswith("mini-gpt2 (bundled) on mini-reviews (bundled), ")
     for phase in ("data", "forward", "backward", "optimizer"):
         assert f"{phase} " in text
@@ -84,6 +81,7 @@ def test_the_banner_names_what_stands_in(result):
 
 
 def test_the_picture_is_a_png_and_optional(result, monkeypatch):
-    assert draw_training(result).startswith(b"\x89PNG")
+    record, metrics = result.as_dict(), result.training.metrics
+    assert draw_training(record, metrics).startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert draw_training(result) is None
+    assert draw_training(record, metrics) is None

@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import randomize_lora
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch import LoRALinear, UserError, inject_lora, merge_lora, merged
-from lora_from_scratch.surgery import lora_layers
+from lora_from_scratch.core.surgery import lora_layers
 
 INPUT_IDS = torch.arange(1, 25).view(3, 8)
 
@@ -163,6 +164,121 @@ def test_a_bad_rank_changes_nothing(tiny_gpt2):
         inject_lora(tiny_gpt2, ["c_attn"], rank=0, alpha=4)
     assert not list(lora_layers(tiny_gpt2))
     assert [p.requires_grad for p in tiny_gpt2.parameters()] == learning
+
+
+def test_everything_else_is_frozen_but_what_is_named(tiny_gpt2):
+    inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4)
+    learns = {name for name, p in tiny_gpt2.named_parameters() if p.requires_grad}
+    assert learns == {f"transformer.h.{i}.attn.c_attn.lora_{m}" for i in range(2) for m in "AB"}
+    merge_lora(tiny_gpt2).requires_grad_(True)
+    inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4, modules_to_save=["score", "ln_f"])
+    assert {name for name, p in tiny_gpt2.named_parameters() if p.requires_grad} - learns == {
+        *("score.weight", "transformer.ln_f.weight", "transformer.ln_f.bias")
+    }
+    merge_lora(tiny_gpt2)
+    with pytest.raises(UserError, match="'nope' matches nothing"):
+        inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4, modules_to_save=["nope"])
+    with pytest.raises(UserError, match="score is named as a target of LoRA and as learning whole"):
+        inject_lora(tiny_gpt2, ["score"], rank=2, alpha=4, modules_to_save=["score"])
+    assert not list(lora_layers(tiny_gpt2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_takes_over_the_mode_of_the_one_it_replaces(tiny_gpt2, training):
+    inject_lora(tiny_gpt2.train(training), ["attn.c_attn"], rank=2, alpha=4, dropout=0.5)
+    assert all(module.training == training for module in tiny_gpt2.modules())
+
+
+def tied() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+
+
+def shared_memory() -> nn.Module:
+    """Two parameters, one memory: nothing but the address gives it away."""
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    model["b"].weight = nn.Parameter(model["a"].weight.data)
+    return model
+
+
+def one_module_twice() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.ModuleDict({"a": layer, "b": layer})
+
+
+@pytest.mark.parametrize(
+    ("make", "target", "names"),
+    [
+        (tied, "lm_head", "transformer.wte.weight and lm_head.weight"),
+        (shared_memory, "b", "a.weight and b.weight"),
+        (one_module_twice, "a", "a.weight and b.weight"),
+        (one_module_twice, "b", "b.weight"),
+    ],
+)
+def test_weights_that_two_share_are_refused(make, target, names):
+    """Merged, an update of the one would move the other: a tied lm_head moves the embeddings."""
+    model = make()
+    learning = [p.requires_grad for p in model.parameters()]
+    if (make, target) == (one_module_twice, "b"):  # the model knows it as a
+        with pytest.raises(UserError, match="'b' matches nothing"):
+            inject_lora(model, [target], rank=2, alpha=4)
+    else:
+        with pytest.raises(UserError, match=f"target {target}: {names} are one tensor"):
+            inject_lora(model, [target], rank=2, alpha=4)
+    assert not list(lora_layers(model)) and [p.requires_grad for p in model.parameters()] == learning
+
+
+def test_layers_beside_a_tied_one_can_be_adapted():
+    model = tied()
+    ids = torch.arange(1, 9)[None]
+    inject_lora(model, ["attn.c_attn"], rank=2, alpha=4)
+    randomize_lora(model)
+    with torch.no_grad():
+        before = model(ids).logits
+        torch.testing.assert_close(merge_lora(model)(ids).logits, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["linear1", "linear2"], ["self_attn.out_proj"], ["linear1", "out_proj"]])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_own_transformer_computes_with_the_update(targets, grad, training):
+    """In each mode, on its fast path too, which reads weights and calls no layer; then merged."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).train(training)
+    x = torch.randn(2, 5, 16)
+    inject_lora(layer, targets, rank=2, alpha=4)
+    bare = layer(x).detach()
+    randomize_lora(layer)
+    with torch.set_grad_enabled(grad):
+        adapted = layer(x)
+    if grad:
+        adapted.sum().backward()
+        assert all(p.grad is not None for name, p in layer.named_parameters() if ".lora_B" in name)
+    assert (adapted - bare).abs().max() > 0.01
+    torch.testing.assert_close(merge_lora(layer)(x), adapted, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_that_would_not_happen_is_refused():
+    attention = nn.MultiheadAttention(16, 2)
+    with pytest.raises(UserError, match=r"out_proj: nn\.MultiheadAttention reads its weight"):
+        inject_lora(attention, ["out_proj"], rank=2, alpha=4, dropout=0.1)
+
+
+def test_an_error_in_the_middle_leaves_no_half_injected_model(tiny_gpt2, monkeypatch):
+    draw, drawn = nn.init.kaiming_uniform_, []
+
+    def runs_out(*arguments: object, **options: object) -> torch.Tensor:
+        drawn.append(arguments)
+        if len(drawn) == 2:
+            raise MemoryError
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", runs_out)
+    with pytest.raises(MemoryError):
+        inject_lora(tiny_gpt2, ["c_attn"], rank=2, alpha=4)
+    assert all(p.requires_grad for p in tiny_gpt2.parameters())
+    assert not any(isinstance(module, LoRALinear) for module in tiny_gpt2.modules())
 
 
 def test_a_second_injection_is_refused(tiny_gpt2):

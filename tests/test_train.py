@@ -10,10 +10,11 @@ from conftest import tiny_config
 from transformers import GPT2ForSequenceClassification, get_scheduler
 
 from lora_from_scratch import RunConfig, UserError, adapt
-from lora_from_scratch.batches import TokenizedExamples, bucketed_batches, tokenize
-from lora_from_scratch.evaluate import predict_logits
-from lora_from_scratch.model import load_model, load_tokenizer
-from lora_from_scratch.train import Training, train
+from lora_from_scratch.base.load import load_model, load_tokenizer
+from lora_from_scratch.data.batches import TokenizedExamples, bucketed_batches, tokenize
+from lora_from_scratch.train.evaluate import predict_logits
+from lora_from_scratch.train.log import Training
+from lora_from_scratch.train.training import train
 
 
 def run(model: torch.nn.Module, examples: TokenizedExamples, seed: int = 0, **options: object) -> Training:
@@ -30,9 +31,8 @@ def test_the_loop_equals_a_plain_one_step_for_step(method, tiny_examples):
     """torch.optim.AdamW and transformers' schedule, one sentence list at a time, in float64."""
     torch.manual_seed(0)
     config = tiny_config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
-    model = adapt(
-        GPT2ForSequenceClassification(config), RunConfig(method=method, rank=2, dropout=0.0)
-    ).double()
+    own = {"rank": 2, "dropout": 0.0} if method == "lora" else {}
+    model = adapt(GPT2ForSequenceClassification(config), RunConfig(method=method, **own)).double()
     with torch.no_grad():
         model.score.weight.mul_(100)  # gradients large enough to be clipped
     reference = copy.deepcopy(model)
@@ -147,3 +147,23 @@ def test_trained_weights_and_head_stay_fp32(tiny_gpt2, tiny_examples):
     run(tiny_gpt2, tiny_examples, precision=torch.bfloat16)
     assert {p.dtype for p in tiny_gpt2.parameters() if p.requires_grad} == {torch.float32}
     assert tiny_gpt2.training
+
+
+def test_decay_is_counted_on_the_steps_that_are_taken(tiny_gpt2, tiny_examples):
+    """What decay alone makes of a weight: the product over fp16's steps that did not overflow."""
+    with torch.no_grad():
+        tiny_gpt2.score.weight.mul_(1000)
+    training = run(tiny_gpt2, tiny_examples, epochs=8, precision=torch.float16, weight_decay=0.5)
+    taken = [row for row in training.metrics if row["gradient_norm"] is not None]
+    assert 0 < len(taken) < len(training.metrics)
+    expected = 1.0
+    for row in taken:
+        expected *= 1 - row["lr"] * 0.5
+    assert training.decay == pytest.approx(expected, rel=1e-12)
+
+
+def test_memory_is_read_while_the_optimizer_is_alive(tiny_gpt2, tiny_examples):
+    adapt(tiny_gpt2, RunConfig(rank=2))
+    learning = sum(p.numel() for p in tiny_gpt2.parameters() if p.requires_grad)
+    parts = run(tiny_gpt2, tiny_examples).memory.parts
+    assert parts == {"gradients": 4 * learning, "moments": 8 * learning}

@@ -1,0 +1,1 @@
+"""GPT-2 and its tokenizer, before anything is adapted."""

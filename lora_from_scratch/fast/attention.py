@@ -1,0 +1,88 @@
+"""The fast twin of `core.gpt2.causal_attention`: forward and backward, written out for a CPU.
+
+Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1. PyTorch's fused kernels for a CPU
+know no dropout, and autograd over the single operations copies and scales more than there is to compute.
+Where nothing is dropped, and on a GPU, PyTorch's kernel does it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from lora_from_scratch.fast.dropout import scaled_mask
+
+
+def causal_attention(
+    qkv: torch.Tensor, num_heads: int, scale: float, dropout: float, last: torch.Tensor | None = None
+) -> torch.Tensor:
+    """softmax(scale q k^T) v per head, each position looking at itself and what came before.
+
+    Args:
+        qkv: `(B, T, 3 C)`: queries, keys and values side by side, each of `num_heads` heads.
+        dropout: probability of zeroing an attention weight; 0 outside training.
+        last: `(B,)`, the one position of each row that is asked for; None asks for all of them.
+
+    Returns:
+        `(B, T, C)`, or `(B, C)` with `last`.
+    """
+    if dropout and qkv.device.type == "cpu":
+        return _Attention.apply(qkv, num_heads, scale, dropout, last)
+    B, T, width = qkv.shape
+    q, k, v = qkv.view(B, T, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    y = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
+    y = y.transpose(1, 2).reshape(B, T, width // 3)
+    return y if last is None else y[torch.arange(B, device=y.device), last]
+
+
+class _Attention(torch.autograd.Function):
+    """With S = scale q k^T, W = softmax(S), M the mask of dropout and y = (W M) v:
+
+    dv = (W M)^T dy,  dW = (dy v^T) M,  dS = W (dW - sum(W dW)),  dq = scale dS k,  dk = scale dS^T q.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        qkv: torch.Tensor,
+        num_heads: int,
+        scale: float,
+        dropout: float,
+        last: torch.Tensor | None,
+    ) -> torch.Tensor:
+        B, T, width = qkv.shape
+        C, D = width // 3, width // 3 // num_heads
+        # Laid out anew in one copy, so that the products below run over (B H) matrices.
+        q, k, v = qkv.view(B, T, 3, num_heads, D).permute(2, 0, 3, 1, 4).reshape(3, B * num_heads, T, D)
+        asked = torch.arange(T)[None] if last is None else last[:, None]  # (1, T) or (B, 1)
+        future = torch.zeros(*asked.shape, T, dtype=qkv.dtype)
+        future.masked_fill_(torch.arange(T) > asked[..., None], float("-inf"))  # (1, T, T) or (B, 1, T)
+        if last is not None:
+            q = q.view(B, num_heads, T, D)[torch.arange(B), :, last].reshape(-1, 1, D)  # (B H, 1, D)
+            future = future.repeat_interleave(num_heads, dim=0)  # (B H, 1, T)
+        weights = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
+        mask = scaled_mask(weights, dropout)
+        y = torch.bmm(weights * mask, v).view(B, num_heads, -1, D)
+        ctx.save_for_backward(q, k, v, weights, mask, last)
+        ctx.scale = scale
+        return y.transpose(1, 2).reshape(B, T, C) if last is None else y.view(B, C)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, dy: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, weights, mask, last = ctx.saved_tensors
+        (BH, T, D), B = k.shape, len(dy)
+        dy = dy.view(B, -1, BH // B, D).transpose(1, 2).reshape(BH, -1, D)
+        dqkv = torch.empty(3, BH, T, D, dtype=dy.dtype)
+        torch.bmm((weights * mask).transpose(1, 2), dy, out=dqkv[2])
+        dweights = torch.bmm(dy, v.transpose(1, 2)).mul_(mask)
+        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
+        torch.bmm(dscores.transpose(1, 2), q, out=dqkv[1])
+        if last is None:
+            torch.bmm(dscores, k, out=dqkv[0])
+        else:
+            asked = dqkv[0].zero_().view(B, -1, T, D)
+            asked[torch.arange(B), :, last] = torch.bmm(dscores, k).view(B, -1, D)
+        dqkv = dqkv.view(3, B, -1, T, D).permute(1, 3, 0, 2, 4).reshape(B, T, -1)
+        return dqkv, None, None, None, None

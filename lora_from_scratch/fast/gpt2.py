@@ -1,0 +1,56 @@
+"""The fast twin of `core/gpt2.py`: the same logits from less work.
+
+- The last block's output projection and MLP run only at the one position that the head reads (its attention
+  too, where `attention.py` computes it): no other position of that block is ever looked at.
+- Attention and dropout are those of this room, and GELU is one fused kernel.
+- Over a base kept in bf16 the residual stream is bf16 too; autocast alone keeps it in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import gelu
+from transformers import GPT2ForSequenceClassification
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
+
+from lora_from_scratch.fast.attention import causal_attention
+from lora_from_scratch.fast.dropout import dropout
+
+TANH_GELU = (NewGELUActivation, GELUTanh)  # one function, which PyTorch has as one fused kernel
+
+
+def classify(
+    model: GPT2ForSequenceClassification, input_ids: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Logits `(B, num_labels)` of B sentences padded on the right: see `core.gpt2.classify`."""
+    gpt2, config = model.transformer, model.config
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+
+    x = gpt2.wte(input_ids) + gpt2.wpe(positions)  # (B, T, C)
+    x = x.to(gpt2.ln_f.weight.dtype)  # learning embeddings are fp32, frozen blocks may be bf16
+    x = dropout(x, config.embd_pdrop, model.training)
+    for block in gpt2.h:
+        last = lengths - 1 if block is gpt2.h[-1] else None
+        attended = attend(block.attn, block.ln_1(x), last)  # (B, T, C), in the last block (B, C)
+        if last is not None:
+            x = x[rows, last]  # (B, C)
+        x = x + dropout(block.attn.c_proj(attended), config.resid_pdrop, model.training)
+        x = x + dropout(feed_forward(block.mlp, block.ln_2(x)), config.resid_pdrop, model.training)
+    x = gpt2.ln_f(x)  # (B, C)
+    with torch.autocast(x.device.type, enabled=False):  # the head is never rounded
+        return model.score(x.to(model.score.weight.dtype))  # (B, num_labels)
+
+
+def attend(attention: GPT2Attention, x: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+    """Self-attention without its output projection: `(B, T, C)` -> `(B, T, C)`, or `(B, C)` at `last`."""
+    p = attention.attn_dropout.p if attention.training else 0.0
+    return causal_attention(attention.c_attn(x), attention.num_heads, attention.scaling, p, last)
+
+
+def feed_forward(mlp: GPT2MLP, x: torch.Tensor) -> torch.Tensor:
+    """Two layers with GELU between them, four times as wide inside: `(..., C)` -> `(..., C)`."""
+    h = mlp.c_fc(x)
+    h = gelu(h, approximate="tanh") if type(mlp.act) in TANH_GELU else mlp.act(h)
+    return mlp.c_proj(h)

@@ -1,0 +1,34 @@
+"""Everything of this room, on for a block and off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import GPT2ForSequenceClassification
+
+from lora_from_scratch.data.batches import TokenizedExamples
+from lora_from_scratch.fast.dropout import cheap_dropout
+from lora_from_scratch.fast.embedding_rows import Occurring, occurring_rows
+from lora_from_scratch.fast.packed import keep_frozen_in_bf16, packed_layers
+
+
+@contextmanager
+def fast_training(
+    model: GPT2ForSequenceClassification, examples: TokenizedExamples, precision: torch.dtype
+) -> Iterator[Occurring]:
+    """Within the block the model trains fast on the examples that are yielded, by `fast.gpt2.classify`.
+
+    Frozen weights are packed, and under bf16 kept in bf16 from then on; of the embeddings that learn only
+    the rows that occur are there; dropout draws cheap bits. Before the block ends, `decay` of what is yielded
+    has to be set (see `embedding_rows`).
+    """
+    if precision == torch.bfloat16:
+        keep_frozen_in_bf16(model)
+    with (
+        cheap_dropout(model),
+        occurring_rows(model, examples) as occurring,
+        packed_layers(model, precision),
+    ):
+        yield occurring

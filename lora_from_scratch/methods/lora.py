@@ -1,0 +1,75 @@
+"""LoRA as a method: where its layers go, and with which settings. The idea itself is `core/lora.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.methods.interface import Method, at_least_one, flag, positive
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2ForSequenceClassification
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRASettings:
+    """What LoRA can be asked; see `LoRALinear` and `inject_lora`."""
+
+    rank: int = flag(4, "rank of the update", "R")
+    alpha: float = flag(16.0, "the update is scaled by alpha / rank")
+    dropout: float = flag(0.05, "dropout before A", "P")
+    target_modules: tuple[str, ...] = flag(
+        ("attn.c_attn",), "suffixes of the layers to adapt, such as attn.c_attn mlp.c_proj", "NAME"
+    )
+
+    def __post_init__(self) -> None:
+        at_least_one(rank=self.rank)
+        positive(alpha=self.alpha)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must lie in [0, 1), not {self.dropout:g}")
+
+
+class LoRA(Method):
+    """LoRA around the target layers, and the head (which starts random, so it has to learn).
+
+    GPT-2 fuses Wq, Wk and Wv into c_attn: one rank-r update there shares A among the three, where the paper
+    gives Wq and Wv an A each.
+    """
+
+    name = "lora"
+    summary = "LoRA beside frozen layers, and the head"
+    saved_as = "A LoRA adapter"
+    # Chosen on the bundled base (benchmarks/choose_learning_rate.py); for bases as wide as GPT-2, what the
+    # author of the published table later found better than its 2e-4: the same.
+    rates = (5e-4, 5e-4)
+    format = "peft"
+    Settings = LoRASettings
+
+    def adapt(
+        self,
+        model: GPT2ForSequenceClassification,
+        settings: LoRASettings,
+        generator: torch.Generator | None = None,
+    ) -> GPT2ForSequenceClassification:
+        """r (in + out) parameters for each target layer, and the head."""
+        from lora_from_scratch.core.surgery import inject_lora
+
+        if "score" in settings.target_modules:
+            raise UserError("target score is the classifier head, which LoRA trains whole: leave it out")
+        return inject_lora(
+            model,
+            settings.target_modules,
+            settings.rank,
+            settings.alpha,
+            settings.dropout,
+            generator,
+            modules_to_save=["score"],
+        )
+
+    def describe(self, settings: LoRASettings) -> str:
+        return (
+            f"LoRA around {', '.join(settings.target_modules)}: rank {settings.rank}, alpha "
+            f"{settings.alpha:g}, dropout {settings.dropout:g}"
+        )

@@ -1,0 +1,1 @@
+"""One run: asked, decided, trained, evaluated, recorded, and left in a folder."""

@@ -1,0 +1,133 @@
+"""What one run is asked to do. Plain data: importing this costs nothing, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.methods import METHODS, method_named
+from lora_from_scratch.methods.interface import Method, at_least_one, flag, positive
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2ForSequenceClassification
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+# The recipe behind the published table: one learning rate for every method, whatever suits it.
+RECIPES: dict[str, dict[str, object]] = {
+    "published": {
+        "rank": 4,
+        "alpha": 16.0,
+        "dropout": 0.05,
+        "target_modules": ("attn.c_attn",),
+        "epochs": 2,
+        "batch_size": 16,
+        "lr": 2e-4,
+        "weight_decay": 0.01,
+        "max_length": 128,
+    }
+}
+
+
+@dataclass(frozen=True, kw_only=True, init=False)
+class RunConfig:
+    """One run: the flags of `run.py`, under their own names. None means "decided by the rest of the run".
+
+    `RunConfig(method="lora", rank=8)` takes the method's own flags beside the common ones and keeps them in
+    `settings`. `dataclasses.replace` takes them too; another method starts from its own defaults.
+
+    Raises:
+        UserError: a value is out of its range, or a flag belongs to another method.
+    """
+
+    method: str = flag("lora", "how to adapt the model")
+    model: str | None = flag(
+        None, "a hub id, a folder, or 'bundled' (default: gpt2; bundled where the hub is out of reach)"
+    )
+    random_init: bool = flag(False, "build the model from its configuration alone")
+    dataset: str | None = flag(
+        None,
+        "sst2, a hub id, a .tsv/.csv/.jsonl file, a folder with train.* and dev.* or validation.*, or "
+        "'bundled' (default: sst2; bundled where the hub is out of reach)",
+    )
+    text_column: str | None = flag(None, "where the text is (default: sentence, else text)", "NAME")
+    label_column: str | None = flag(None, "where the label is (default: label)", "NAME")
+    max_length: int = flag(128, "cut sentences there", "TOKENS")
+    limit_train: int | None = flag(None, "train on N sentences, drawn at random", "N")
+    epochs: int | None = flag(None, "passes over the sentences (default: 2; bundled sentences: 16)")
+    max_steps: int | None = flag(None, "stop after N steps", "N")
+    batch_size: int = flag(16, "sentences a step", "B")
+    lr: float | None = flag(None, "peak learning rate (default: chosen by method; see docs/commands.md)")
+    weight_decay: float = flag(0.01, "of matrices alone", "W")
+    precision: str = flag("auto", "of the forward pass in training", choices=PRECISIONS)
+    plain: bool = flag(False, "train by core/ alone: the same, slower, to read along")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
+    seed: int = flag(0, "of head, adapter, order and dropout")
+    output_dir: str | None = flag(None, "where results land (default: runs/, by method and flags)", "FOLDER")
+    settings: object = field(default=None, repr=False)
+
+    def __init__(self, **values: object) -> None:
+        method = method_named(values.get("method", "lora"))
+        settings = values.pop("settings", None)
+        for common in fields(self):
+            object.__setattr__(self, common.name, values.pop(common.name, common.default))
+        for name in values:
+            if name not in method.Settings.__dataclass_fields__:
+                raise UserError(_not_a_flag(name, method))
+        start = settings if type(settings) is method.Settings else method.Settings()
+        object.__setattr__(self, "settings", replace(start, **values))
+        self._check()
+
+    def _check(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        counts = ("epochs", "batch_size", "max_length", "limit_train", "max_steps")
+        at_least_one(**{name: getattr(self, name) for name in counts})
+        positive(lr=self.lr)
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"--weight-decay must not be negative, not {self.weight_decay:g}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must lie in 0 .. 2^63 - 1, not {self.seed}")
+
+    @property
+    def way(self) -> Method:
+        return method_named(self.method)
+
+    def as_dict(self) -> dict[str, object]:
+        """All settings side by side, the method's own first."""
+        common = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        return {"method": common.pop("method"), **asdict(self.settings), **common}
+
+    def default_folder(self) -> str:
+        """runs/METHOD, and each setting that is not the default: other settings, another folder."""
+        default = RunConfig(method=self.method, model="gpt2", dataset="sst2").as_dict()
+        asked = {**self.as_dict(), "model": self.model or "gpt2", "dataset": self.dataset or "sst2"}
+        del asked["output_dir"]
+        changed = [f"-{name.replace('_', '-')}-{_word(v)}" for name, v in asked.items() if v != default[name]]
+        return f"runs/{self.method}{''.join(changed)}"
+
+
+def adapt(
+    model: GPT2ForSequenceClassification, config: RunConfig, generator: torch.Generator | None = None
+) -> GPT2ForSequenceClassification:
+    """Make the model ready for `config.method`, in place; the generator draws what is new, LoRA's A."""
+    return config.way.adapt(model, config.settings, generator)
+
+
+def _not_a_flag(name: str, method: Method) -> str:
+    owners = [other.name for other in METHODS.values() if name in other.Settings.__dataclass_fields__]
+    belongs = f": it belongs to {' and '.join(owners)}" if owners else ", nor of any other"
+    return f"--{name.replace('_', '-')} is no flag of --method {method.name}{belongs}"
+
+
+def _word(value: object) -> str:
+    """A setting's value as a part of a folder's name; what cannot stand there is told apart by a digest."""
+    if value is True:
+        return "on"
+    text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    name = re.sub(r"[^\w.+-]", "", text.rstrip("/").rpartition("/")[2])[-40:]
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

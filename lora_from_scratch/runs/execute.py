@@ -1,0 +1,102 @@
+"""Train what was prepared, and evaluate what will be saved."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+
+from lora_from_scratch.core.gpt2 import classify as plain_classify
+from lora_from_scratch.fast.embedding_rows import Occurring
+from lora_from_scratch.fast.gpt2 import classify as fast_classify
+from lora_from_scratch.fast.switch import fast_training
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.prepare import Prepared, generator_for, prepare
+from lora_from_scratch.runs.record import run_record
+from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate
+from lora_from_scratch.train.log import Training
+from lora_from_scratch.train.measure import tensor_bytes
+from lora_from_scratch.train.precision import DTYPES
+from lora_from_scratch.train.training import train
+
+EVALUATION = "fp32"  # whatever training computed in: what predict, merge and PEFT compute in
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out of a run. `as_dict` is what `results.json` holds."""
+
+    prepared: Prepared
+    training: Training | None  # None where nothing was trained
+    evaluation: Evaluation
+
+    @property
+    def score(self) -> Score:
+        return self.evaluation.score
+
+    def as_dict(self) -> dict[str, object]:
+        return run_record(self.prepared, self.training, self.evaluation)
+
+
+def run(config: RunConfig) -> RunResult:
+    """Prepare, train and evaluate one run. Nothing is printed but progress, and nothing is written.
+
+    The model comes back in eval mode, the base under it in fp32.
+    """
+    return execute(prepare(config))
+
+
+def execute(prepared: Prepared) -> RunResult:
+    """Train and evaluate what `prepare` made ready."""
+    training = train_prepared(prepared)
+    return RunResult(prepared, training, evaluate_prepared(prepared))
+
+
+def train_prepared(prepared: Prepared) -> Training | None:
+    """Train what `prepare` made ready, fast or plain; None where the method trains nothing.
+
+    Under bf16 fast training leaves the frozen weights rounded: `evaluate_prepared` puts the whole ones back.
+    """
+    config, model = prepared.config, prepared.model
+    if not config.way.trains:
+        return None
+    torch.manual_seed(config.seed)  # dropout's draws, whatever loading drew before
+    precision = DTYPES[config.precision]
+    if config.plain:
+        block = nullcontext(Occurring(prepared.train_examples))
+    else:
+        block = fast_training(model, prepared.train_examples, precision)
+    with block as occurring:
+        training = train(
+            model,
+            occurring.examples,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            precision=precision,
+            generator=generator_for(config.seed, "order"),
+            max_steps=config.max_steps,
+            groups=config.way.parameter_groups(model, config.weight_decay),
+            forward=plain_classify if config.plain else fast_classify,
+        )
+        occurring.decay = training.decay
+    parts = {"weights": tensor_bytes(model.parameters()), **training.memory.parts}
+    return replace(training, memory=replace(training.memory, parts=parts))
+
+
+def evaluate_prepared(prepared: Prepared) -> Evaluation:
+    """Measure the model on the validation sentences: the adapter on the base that its files will meet again.
+
+    Raises:
+        UserError: its logits are not finite.
+    """
+    model = prepared.model.eval()
+    rounded = {n: p for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    if rounded:
+        base = prepared.base_again()
+        for name, parameter in rounded.items():
+            whole = base.get_parameter(name.replace(".base_layer.", "."))
+            parameter.data = whole.data.to(parameter.device)
+    return evaluate(model, prepared.validation_examples, EVALUATION, prepared.config.plain)

@@ -1,0 +1,114 @@
+"""The folder of one run: what was trained first, then what it is worth, then what people look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from lora_from_scratch.base.load import BUNDLED
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.formats.adapted import Adapted
+from lora_from_scratch.formats.files import appearing, write_whole
+from lora_from_scratch.formats.table import FORMATS, format_named
+from lora_from_scratch.runs.prepare import Prepared
+from lora_from_scratch.runs.record import as_json, run_record
+from lora_from_scratch.train.log import Training
+
+RESULTS, METRICS, PICTURE, CARD = "results.json", "metrics.jsonl", "training.png", "README.md"
+
+
+def check_folder(folder: Path) -> None:
+    """Fail before the training rather than after it.
+
+    Raises:
+        UserError: the folder cannot be written to, or holds files that no earlier run wrote.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"--output-dir {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output-dir {folder}: no permission to write in {existing}")
+    trained = {CARD, *(name for format in FORMATS for name in format_named(format).FILES)}
+    for name in sorted(trained - files_of_earlier_run(folder)):
+        if (folder / name).exists():
+            raise UserError(f"--output-dir {folder} holds a {name} that is no earlier run's: name another")
+
+
+def files_of_earlier_run(folder: Path) -> set[str]:
+    """The names that a results.json there lists; none where there is no such file."""
+    try:
+        values = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        return {name for name in values["files"] if name == Path(name).name}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def write_trained(prepared: Prepared, training: Training | None, folder: Path) -> None:
+    """Write what was trained (see `formats/`), metrics.jsonl (one line a step) and a first results.json.
+
+    The files of an earlier run in the folder go. Random weights are not saved: nothing can be built on them.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full. What was trained is then in a folder
+            of the system for temporary files, if there is room, and the error says so.
+    """
+    try:
+        _write_trained(prepared, training, folder)
+    except KeyboardInterrupt:  # what took so long is written all the same
+        _write_trained(prepared, training, folder)
+        raise
+    except OSError as error:
+        rescue = Path(tempfile.mkdtemp(prefix="lora-from-scratch-"))
+        try:
+            _write_trained(prepared, training, rescue)
+        except OSError:
+            shutil.rmtree(rescue)
+            raise error from None
+        raise OSError(f"{error}; what was trained is in {rescue}") from error
+
+
+def _write_trained(prepared: Prepared, training: Training | None, folder: Path) -> None:
+    config = prepared.config
+    earlier = files_of_earlier_run(folder)
+    with appearing(folder) as aside:
+        if training and not config.random_init:
+            base = config.model
+            if base != BUNDLED and Path(base).is_dir():
+                base = str(Path(base).resolve())  # the adapter may be loaded from another place
+            adapted = Adapted(prepared.model, prepared.tokenizer, base)
+            format_named(config.way.format).save(adapted, aside)
+        rows = training.metrics if training else []
+        (aside / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        names = sorted([RESULTS, *(path.name for path in aside.iterdir())])
+        record = run_record(prepared, training, None, folder)
+        (aside / RESULTS).write_bytes(as_json({**record, "files": names}))
+        # All is written. From here to the end of the block the old results would speak of new weights.
+        for name in [RESULTS, *(earlier - set(names))]:
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_record(record: dict[str, object], folder: Path) -> dict[str, object]:
+    """Put the record in the place of the one there, with the list of the folder's files; returns it so.
+
+    Raises:
+        OSError: the disk is full; the one there stays.
+    """
+    record = {**record, "files": sorted({*files_of_earlier_run(folder), RESULTS})}
+    write_whole(folder / RESULTS, as_json(record))
+    return record
+
+
+def add_file(name: str, contents: bytes, folder: Path) -> None:
+    """One more file, which the record lists first: a later run in this folder may then replace it.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    write_whole(folder / RESULTS, as_json({**record, "files": sorted({*record["files"], name})}))
+    write_whole(folder / name, contents)

@@ -1,0 +1,1 @@
+"""What stands around the loop of `core/`: optimizer, precision, device, measuring, evaluating."""

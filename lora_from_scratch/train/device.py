@@ -1,0 +1,43 @@
+"""The device that computes, and the hardware and versions that a figure is read with."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy
+import torch
+import transformers
+
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.version import __version__
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the GPU if there is one.
+
+    Raises:
+        UserError: PyTorch has no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"--device {name}: PyTorch cannot use it here ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Hardware and versions, so that a figure can be read years later."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": gpu or torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "lora_from_scratch": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+    }

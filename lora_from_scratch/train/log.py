@@ -1,0 +1,80 @@
+"""What each step of a training leaves behind, and what it comes to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lora_from_scratch.core.loop import Step
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.train.measure import Memory, PhaseClock
+
+LOOK_EVERY = 20  # steps; looking at the loss makes a GPU wait, so not at every step
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training did and what it took. Tokens are real ones, padding apart."""
+
+    steps: int
+    sentences: int
+    tokens: int
+    padding_efficiency: float
+    seconds: float
+    phases: dict[str, float]  # seconds of data, forward, backward, optimizer; empty where not measured
+    memory: Memory
+    decay: float  # what weight decay alone made of a weight that got no gradient, as a factor
+    metrics: list[dict[str, float | None]]  # one entry a step; no gradient norm where fp16 overflowed
+
+
+class StepLog:
+    """Losses stay on the device until somebody looks.
+
+    They have their places from the start: small tensors kept from every step would lie between the large ones
+    that come and go, and the allocator could never give that memory back.
+    """
+
+    def __init__(self, steps: int, like: torch.Tensor) -> None:
+        self._losses = like.new_empty(steps)
+        self._norms = like.new_empty(steps)
+        self._rows: list[dict[str, float | None]] = []
+        self._padded = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, step: Step, lengths: torch.Tensor) -> None:
+        self._losses[len(self)] = step.loss
+        self._norms[len(self)] = step.gradient_norm
+        self._rows.append({"lr": step.lr, "sentences": len(lengths), "tokens": int(lengths.sum())})
+        self._padded += len(lengths) * int(lengths.max())
+
+    def recent_loss(self, lr: float) -> float:
+        """The mean loss of the last steps; refuses to go on once it is no number."""
+        loss = self._losses[max(0, len(self) - LOOK_EVERY) : len(self)].mean().item()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} after {len(self)} steps: --lr {lr:g} is too high for this run"
+            )
+        return loss
+
+    def summary(self, clock: PhaseClock, memory: Memory, decay: float) -> Training:
+        losses, norms = self._losses.tolist(), self._norms.tolist()
+        metrics = [
+            {"step": step, "loss": loss, "gradient_norm": norm if math.isfinite(norm) else None, **row}
+            for step, (loss, norm, row) in enumerate(zip(losses, norms, self._rows, strict=True), start=1)
+        ]
+        tokens = sum(row["tokens"] for row in self._rows)
+        return Training(
+            steps=len(self),
+            sentences=sum(row["sentences"] for row in self._rows),
+            tokens=tokens,
+            padding_efficiency=tokens / self._padded,
+            seconds=clock.seconds,
+            phases=clock.phases,
+            memory=memory,
+            decay=decay,
+            metrics=metrics,
+        )

@@ -1,0 +1,151 @@
+"""The instruments: a clock that waits for the device, a count of parameters, a reading of memory."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+PROC = Path("/proc/self")
+
+
+class PhaseClock:
+    """Seconds of a loop, in all and by phase: `start()`, `lap("forward")` after each phase, `stop()`.
+
+    A GPU works behind the program's back, so wall-clock time means nothing until the two meet: `start` and
+    `stop` wait for the device. In between nothing waits: on CUDA a lap only marks its place in the stream of
+    that device with an event, and the marks are read at the end. Other devices that work behind the program's
+    back have no phases, only the total, which is always wall-clock time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+        self.phases: dict[str, float] = {}
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        synchronize(self.device)
+        self._started = time.perf_counter()
+        self._marks = []
+        self.lap("")
+
+    def lap(self, phase: str) -> None:
+        """The time since the last lap (or the start) belongs to `phase`."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self._marks.append((phase, event))
+        elif self.device.type == "cpu":
+            self._marks.append((phase, time.perf_counter()))
+
+    def stop(self) -> None:
+        """Adds to `seconds` and `phases`; the clock may be started again."""
+        synchronize(self.device)
+        self.seconds += time.perf_counter() - self._started
+        for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
+            passed = after - before if self.device.type == "cpu" else before.elapsed_time(after) / 1000
+            self.phases[phase] = self.phases.get(phase, 0.0) + passed
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many parameters learn, the classifier head apart from the rest, and how many there are."""
+
+    adapter: int
+    head: int
+    total: int
+
+    @property
+    def trainable(self) -> int:
+        return self.adapter + self.head
+
+    @property
+    def share(self) -> float:
+        return self.trainable / self.total
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count what has `requires_grad`: in `model.score` as the head, elsewhere as the adapter."""
+    head = sum(p.numel() for p in model.score.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return ParameterCount(trainable - head, head, sum(p.numel() for p in model.parameters()))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A reading in bytes; None where it cannot be had. `kind` says of what.
+
+    "cuda": what PyTorch has allocated on the GPU, now and at its peak since `reset_peak_memory`.
+    "resident": the process in the CPU's memory, imports and data included, likewise.
+    "process": the same where the peak cannot be started anew: it is that of the process's whole life.
+
+    `parts` says what is known by arithmetic (weights, gradients, moments of the optimizer); the rest of the
+    peak is what the forward pass keeps for the backward one, copies of weights, and on a CPU the program.
+    """
+
+    kind: str
+    allocated_bytes: int | None
+    peak_bytes: int | None
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Start a new peak; False where the operating system keeps one for the life of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        (PROC / "clear_refs").write_text("5")  # Linux: sets VmHWM back to what is resident now
+    except OSError:
+        return False
+    return _status("VmHWM") is not None
+
+
+def read_memory(device: torch.device, reset: bool = True, **parts: int) -> Memory:
+    """What the run occupies now and occupied at most.
+
+    Args:
+        reset: what `reset_peak_memory` returned when the run began.
+    """
+    if device.type == "cuda":
+        allocated = torch.cuda.memory_allocated(device)
+        return Memory("cuda", allocated, torch.cuda.max_memory_allocated(device), parts)
+    resident, peak = _status("VmRSS"), _status("VmHWM")
+    if peak is None:
+        reset, peak = False, _peak_of_process()
+    return Memory("resident" if reset else "process", resident, peak, parts)
+
+
+def _status(key: str) -> int | None:
+    """A line of Linux's account of this process, in bytes; None where there is no such line."""
+    try:
+        found = re.search(rf"^{key}:\s+(\d+) kB", (PROC / "status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,17 @@
+"""AdamW over what learns, and its learning rate over the steps."""
+
+from __future__ import annotations
+
+import torch
+from transformers import get_scheduler
+
+
+def make_optimizer(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), as one fused kernel where PyTorch has it."""
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """From the optimizer's rate in a straight line to 0 after `steps` steps; no warm-up."""
+    return get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)

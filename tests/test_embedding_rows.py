@@ -1,0 +1,56 @@
+"""Training only the rows that occur equals training them all, for embeddings that learn."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_config
+from transformers import GPT2ForSequenceClassification
+
+from lora_from_scratch import RunConfig, adapt
+from lora_from_scratch.fast.embedding_rows import occurring_rows
+from lora_from_scratch.train.training import train
+
+
+@pytest.mark.parametrize("method", ["prelayer", "full"])
+def test_the_same_weights_as_with_every_row(method, tiny_examples):
+    torch.manual_seed(0)
+    # As in GPT-2, the padding token is the last one, and does not occur.
+    config = tiny_config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, pad_token_id=49)
+    model = adapt(GPT2ForSequenceClassification(config), RunConfig(method=method)).double()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    reference = copy.deepcopy(model)
+    options = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.3, "precision": torch.float32}
+    train(reference, tiny_examples, **options, generator=torch.Generator().manual_seed(0))
+
+    whole = model.transformer.wte
+    with occurring_rows(model, tiny_examples) as occurring:
+        assert len(model.transformer.wte.weight) == 11 and len(model.transformer.wpe.weight) == 12
+        training = train(model, occurring.examples, **options, generator=torch.Generator().manual_seed(0))
+        occurring.decay = training.decay
+    assert model.transformer.wte is whole
+    assert 0 < training.decay < 1 - 0.01
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-10, atol=1e-12)
+    unused = before["transformer.wte.weight"][20]
+    torch.testing.assert_close(model.transformer.wte.weight[20], unused * training.decay)
+
+
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_frozen_embeddings_stay_as_they_are(method, tiny_gpt2, tiny_examples):
+    adapt(tiny_gpt2, RunConfig(method=method))
+    wte = tiny_gpt2.transformer.wte
+    with occurring_rows(tiny_gpt2, tiny_examples) as occurring:
+        assert tiny_gpt2.transformer.wte is wte and occurring.examples is tiny_examples
+        occurring.decay = 0.5
+    assert tiny_gpt2.transformer.wte is wte and not (wte.weight == 0).all()
+
+
+def test_after_an_error_the_embeddings_are_whole_again(tiny_gpt2, tiny_examples):
+    adapt(tiny_gpt2, RunConfig(method="prelayer"))
+    wte, before = tiny_gpt2.transformer.wte, tiny_gpt2.transformer.wte.weight.detach().clone()
+    with pytest.raises(KeyboardInterrupt), occurring_rows(tiny_gpt2, tiny_examples):
+        raise KeyboardInterrupt
+    assert tiny_gpt2.transformer.wte is wte and torch.equal(wte.weight, before)

@@ -1,0 +1,133 @@
+"""The house as DESIGN draws it: imports run downwards, the core stands alone, no room is too large."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lora_from_scratch"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+FLOORS = [  # each may import from those before it, and within itself
+    {"errors", "version"},
+    {"core"},
+    {"base", "data"},
+    {"fast"},
+    {"formats", "methods"},
+    {"train"},
+    {"runs"},
+    {"report"},
+    {"cli"},
+]
+
+
+def floor(module: str) -> int:
+    room = module.split(".")[1]
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports, inside functions too; not those for type checkers."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module.startswith("lora_from_scratch")
+            and node not in typing
+        ):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in MODULES else node.module)
+        assert not (isinstance(node, ast.Import) and any("lora_from_scratch" in a.name for a in node.names))
+    return found
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "lora_from_scratch"])
+def test_imports_run_downwards(module):
+    for imported in imports(MODULES[module]):
+        assert imported != "lora_from_scratch", f"{module} imports the package's face"
+        assert floor(imported) <= floor(module), f"{module} imports {imported} from a floor above"
+
+
+def test_the_core_imports_nothing_of_the_package_but_errors():
+    for module, path in MODULES.items():
+        if ".core" in module:
+            assert {name.split(".")[1] for name in imports(path)} <= {"core", "errors"}, module
+
+
+def test_there_is_no_circle():
+    left = {module: imports(path) - {module} for module, path in MODULES.items()}
+    while left:
+        free = {module for module, needed in left.items() if not needed & left.keys()}
+        assert free, f"a circle among {sorted(left)}"
+        left = {module: needed for module, needed in left.items() if module not in free}
+
+
+def test_no_module_and_no_function_is_too_long():
+    for path in [*MODULES.values(), ROOT / "run.py", *(ROOT / "tools").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 250, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 45, f"{path}: {node.name}"
+    core = sum(path.read_text().count("\n") for module, path in MODULES.items() if ".core" in module)
+    assert core <= 450
+
+
+def test_methods_are_known_by_name_in_their_own_room_alone():
+    """Nobody else asks `if method == "lora"`: a comparison or a table with a method's name is a defect."""
+    names = {"none", "head", "full", "lora", "prelayer"}
+    for module, path in MODULES.items():
+        if ".methods" in module:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = [
+                *getattr(node, "comparators", []),
+                *getattr(node, "keys", []),
+                *getattr(node, "elts", []),
+            ]
+            spelled = {part.value for part in parts if isinstance(part, ast.Constant)}
+            assert not spelled & (names - {"none"}), f"{module}, line {node.lineno}"
+
+
+def test_the_core_alone_trains_and_evaluates():
+    """In a process that can import nothing else of the package."""
+    program = """
+import sys
+for room in ("base", "data", "fast", "formats", "methods", "train", "runs", "report", "cli"):
+    sys.modules["lora_from_scratch." + room] = None
+import torch
+from torch.optim import AdamW
+from transformers import GPT2Config, GPT2ForSequenceClassification, get_scheduler
+from lora_from_scratch.core.loop import Batch, TrainState, predict, train
+from lora_from_scratch.core.surgery import inject_lora
+torch.manual_seed(0)
+sizes = dict(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
+model = GPT2ForSequenceClassification(GPT2Config(**sizes))
+inject_lora(model, ["c_attn"], rank=2, alpha=4, modules_to_save=["score"])
+ids = torch.randint(1, 20, (16, 6))
+batch = Batch(ids, torch.full((16,), 6), ids[:, 5] % 2)
+optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+schedule = get_scheduler("constant", optimizer)
+state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False), weight_decay=0.0)
+losses = [step.loss.item() for step in train(state, [batch] * 200)]
+(logits,) = predict(model, [batch])
+assert losses[0] > 0.5 and losses[-1] < 0.1, losses
+assert logits.argmax(1).tolist() == batch.labels.tolist()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

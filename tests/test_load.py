@@ -1,0 +1,189 @@
+"""GPT-2 from the bundle and from folders: weights, head, padding, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BertConfig, GPT2LMHeadModel
+
+from lora_from_scratch import UserError
+from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
+from lora_from_scratch.errors import NotFound
+
+LABELS = ["negative", "positive"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny pretrained language model as a folder."""
+    torch.manual_seed(0)
+    GPT2LMHeadModel(tiny_config()).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_bundled_model_keeps_its_pretrained_weights():
+    model = load_model("bundled", LABELS, 0, generator())
+    saved = load_file(BUNDLED_MODEL / "model.safetensors")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    for name, tensor in model.state_dict().items():
+        if name != "score.weight":
+            assert torch.equal(tensor, saved[name].float())
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert model.config.label2id == {"negative": 0, "positive": 1}
+
+
+def test_the_head_is_drawn_from_its_generator_alone(folder):
+    def head(global_seed: int, seed: int) -> torch.Tensor:
+        torch.manual_seed(global_seed)
+        return load_model(str(folder), LABELS, 0, generator(seed)).score.weight.detach()
+
+    assert torch.equal(head(0, 0), head(1, 0))
+    assert not torch.equal(head(0, 0), head(0, 1))
+    wide = load_model("bundled", LABELS, 0, generator()).score.weight
+    assert wide.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_head_in_the_files_is_kept_if_it_fits_and_drawn_anew_if_not(folder, tmp_path):
+    first = load_model(str(folder), LABELS, 0, generator(5))
+    first.save_pretrained(tmp_path / "classifier")
+    again = load_model(str(tmp_path / "classifier"), LABELS, 0, generator(6))
+    assert torch.equal(again.score.weight, first.score.weight)
+    three = load_model(str(tmp_path / "classifier"), ["a", "b", "c"], 0, generator(6))
+    assert three.score.weight.shape == (3, 16)
+    assert three.score.weight.std().item() == pytest.approx(0.02, rel=0.4)
+    assert torch.equal(three.transformer.wte.weight, first.transformer.wte.weight)
+
+
+def test_random_init_reads_the_configuration_alone(folder):
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    model = load_model(str(folder), ["a", "b", "c"], 7, generator(), random_init=True)
+    assert model.score.weight.shape == (3, 16) and model.config.pad_token_id == 7
+
+
+def test_gpt2_tokenizer_from_vocabulary_and_merges(shared):
+    tokenizer = load_tokenizer(str(shared / "gpt2"))
+    assert len(tokenizer) == 50_257
+    assert (tokenizer.pad_token_id, tokenizer.padding_side) == (50_256, "right")
+    assert tokenizer("a good film", add_special_tokens=False).input_ids == [64, 922, 2646]
+
+
+@pytest.mark.parametrize("name", ["bundled", "random"])
+def test_logits_do_not_depend_on_padding_or_company(name, tiny_gpt2):
+    """Right padding, left padding with position ids, none, and any batch company: equal to 1e-5 in fp32."""
+    model = tiny_gpt2 if name == "random" else load_model("bundled", LABELS, 0, generator()).eval()
+    sentences = [[5], [3, 4, 5, 6, 7, 8, 9], [11, 12, 13], [20, 21, 22, 23]]
+
+    def logits(rows: list[list[int]], left: bool = False, positions: bool = True) -> torch.Tensor:
+        longest = max(map(len, rows))
+        pads = [[0] * (longest - len(row)) for row in rows]
+        real = [[1] * len(row) for row in rows]
+        join = (lambda pad, row: pad + row) if left else (lambda pad, row: row + pad)
+        mask = torch.tensor([join(pad, ones) for pad, ones in zip(pads, real, strict=True)])
+        ids = torch.tensor([join(pad, row) for pad, row in zip(pads, rows, strict=True)])
+        options = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if left and positions else {}
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=mask, **options).logits
+
+    alone = torch.cat([logits([row]) for row in sentences])
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(logits(sentences), alone, **close)
+    torch.testing.assert_close(logits(sentences, left=True), alone, **close)
+    torch.testing.assert_close(logits([*sentences[2:], [9] * 20])[:2], alone[2:], **close)
+    # The published table's mistake: left padding without position ids reads real tokens at other positions.
+    moved = (logits(sentences, left=True, positions=False) - alone).abs().amax(dim=1)
+    assert moved[1] < 1e-5 and moved[[0, 2, 3]].min() > 1e-3
+
+
+def corrupt_config(folder):
+    (folder / "config.json").write_text("{ not json")
+
+
+def other_architecture(folder):
+    BertConfig().save_pretrained(folder)
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_a_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def reshape_a_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"][:5].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickle_the_weights(folder):
+    path = folder / "model.safetensors"
+    torch.save(load_file(path), folder / "pytorch_model.bin")
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (corrupt_config, "config.json is damaged"),
+        (other_architecture, "is a bert: this project adapts GPT-2 alone"),
+        (truncate, "weights of model .* cannot be read"),
+        (drop_a_tensor, "lacks a usable transformer.h.1.mlp.c_fc.weight"),
+        (reshape_a_tensor, "lacks a usable transformer.wpe.weight"),
+        (pickle_the_weights, "weights of model .* cannot be read"),
+    ],
+)
+def test_damaged_folders_are_refused(folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(str(folder), LABELS, 0)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", __file__])
+def test_a_path_that_is_no_folder_is_not_looked_up_on_the_hub(name):
+    with pytest.raises(NotFound, match="is not a folder"):
+        load_model(name, LABELS, 0)
+
+
+def test_an_unknown_hub_id_out_of_reach_of_the_hub():
+    for load in (lambda: load_model("no-such-model", LABELS, 0), lambda: load_tokenizer("no/model")):
+        with pytest.raises(
+            NotFound, match="neither here nor in the hub's cache, and the hub does not give it"
+        ):
+            load()
+
+
+def test_a_tokenizer_too_large_for_the_model(folder):
+    load_tokenizer("bundled").save_pretrained(folder)
+    with pytest.raises(UserError, match="embeds 50 tokens, but its tokenizer has 8192"):
+        load_tokenizer(str(folder))
+
+
+def test_a_folder_without_a_tokenizer(folder):
+    with pytest.raises(UserError, match="has no tokenizer"):
+        load_tokenizer(str(folder))
+
+
+def test_the_model_saves_as_a_plain_checkpoint(folder, tmp_path):
+    model = load_model(str(folder), LABELS, 0, generator())
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.score.weight, model.score.weight)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["id2label"] == {
+        "0": "negative",
+        "1": "positive",
+    }

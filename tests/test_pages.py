@@ -1,0 +1,149 @@
+"""The pages give the figures that were measured, one for one thing, and name only what is there.
+
+    python tests/test_pages.py        # after measuring anew: writes the figures into the pages
+
+Two kinds of figure come from benchmarks/results: what stands between `<!-- from FILE.json: KIND -->` and
+`<!-- end -->`, by KIND's function below, and single ones: `57 %<!-- FILE.json: path.in.results:.0% -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = (ROOT, ROOT / "docs", ROOT / "lora_from_scratch")  # that the paths on a page start from
+EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+BLOCK = re.compile(r"(<!-- from (\S+): (\w+) -->\n)(.*?)(\n<!-- end -->)", re.S)
+FIGURE = re.compile(r"([-+\d.,]*\d(?: %)?)(<!-- (\S+\.json): ([^:]+):(\S+) -->)")
+MEASURED = re.compile(r"\d[\d.,]* (?:%|times|points|ms|us|s|GB|[TG]FLOP(?:/s)?)(?!\w)")
+# Another author's figures for GPT-2 small, on the one page that quotes them.
+QUOTED = {"published-table.md": {"83.26", "83.41", "86.93", "87.42", "83.14", "83.72", "88.30", "86.24"}}
+
+
+def table(*rows: list[str]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def methods(file: dict) -> str:
+    """One row a method; below it, where it was measured and what ± is."""
+    lora, place = file["results"]["lora"], file["environment"]
+
+    def percent(runs: list[dict], key: str) -> str:
+        values = [run[key] for run in runs]
+        return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+    rows = [["method", "accuracy (%)", "F1 (%)", "trainable", "training (s)", "sentences/s", "peak (GB)"]]
+    for name, runs in file["results"].items():
+        cells = [percent(runs, "accuracy"), percent(runs, "f1"), f"{runs[0]['trainable_parameters']:,}"]
+        for key, form in (("train_seconds", ".0f"), ("sentences_per_second", ",.0f")):
+            cells.append(format(median(run[key] for run in runs), form) if runs[0]["train_seconds"] else "-")
+        rows.append([f"`{name}`", *cells, f"{max(run['memory']['peak_bytes'] for run in runs) / 1e9:.2f}"])
+    seeds = ", ".join(f"seed {run['seed']}" for run in lora) + ("; mean ± SD" if lora[1:] else "")
+    where = f"{place['device']}, {place['threads']} threads, torch {place['torch']}, {seeds}"
+    margin = f"{mean(run['accuracy_margin_95'] for run in lora):.1f} points"
+    about = f"{where};\nhalf the 95 % interval of one `lora` accuracy is {margin}.\n`{file['command']}`"
+    return f"{table(*rows)}\n\n{about}"
+
+
+def comparison(file: dict) -> str:
+    rows = [["against", "theirs / ours, time", "range", "ours / theirs, memory", "ms a sentence, ours"]]
+    for name, row in file["results"].items():
+        times = "{:.2f} | {:.2f} to {:.2f}".format(row["time_ratio"], *row["time_ratio_range"])
+        rows.append([f"`{name}`", times, f"{row['memory_ratio']:.2f}", f"{row['ours_ms_per_sentence']:.1f}"])
+    return table(*rows)
+
+
+def apart(file: dict) -> str:
+    seeds, plain, default = (file["results"][key] for key in ("seeds", "plain", "default"))
+    points = [a - b for a, b in zip(default, plain, strict=True)]
+    rows = zip([*map(str, seeds), "mean"], [*points, mean(points)], strict=True)
+    return table(["seed", "run.py minus plain loop (points)"], *([seed, f"{x:+.2f}"] for seed, x in rows))
+
+
+def rates(file: dict) -> str:
+    rows = [["method", "learning rate: points below the best one"]]
+    for name, by_rate in file["accuracy"].items():
+        best = max(map(mean, by_rate.values()))
+        cells = (f"{float(rate):g}: {best - mean(values):.1f}" for rate, values in by_rate.items())
+        rows.append([f"`{name}`", ", ".join(cells)])
+    return table(*rows)
+
+
+def load(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def figure(match: re.Match[str]) -> str:
+    value, spec = load(match[3])["results"], match[5]
+    for part in match[4].split("."):
+        value = value[int(part) if isinstance(value, list) else part]
+    tera = spec.endswith("T")
+    return (f"{value / 1e12:{spec[:-1]}f}" if tera else format(value, spec).replace("%", " %")) + match[2]
+
+
+def written(text: str) -> str:  # with every figure as the results have it
+    kinds = {f.__name__: f for f in (methods, comparison, apart, rates)}
+    return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
+
+
+def by_hand(text: str) -> str:  # what no result is behind, code left out
+    return re.sub(r"^```.*?^```", "", FIGURE.sub("", BLOCK.sub("", text)), flags=re.S | re.M)
+
+
+@EACH
+def test_figures_are_those_of_the_results(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- ") == len(FIGURE.findall(text)) + 2 * len(BLOCK.findall(text))
+    assert text.splitlines() == written(text).splitlines()
+    assert page.name not in ("README.md", "speed.md") or MEASURED.findall(by_hand(text)) == []
+
+
+def test_loras_accuracy_on_sst2_has_one_value():
+    runs, found = load("methods-sst2-bundled-cpu.json")["results"]["lora"], set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for _, name, kind, body, _ in BLOCK.findall(text):
+            if kind == "methods" and "sst2" in name:
+                found |= set(re.findall(r"^\| `lora` \| ([\d.]+)", body, re.M))
+        for paragraph in re.split(r"\n\s*\n", by_hand(text)):
+            if "lora" in paragraph.lower():
+                found |= set(re.findall(r"\b[6-9]\d\.\d+\b", paragraph)) - QUOTED.get(page.name, set())
+    assert found == {f"{mean(run['accuracy'] for run in runs):.2f}"}
+
+
+@EACH
+def test_what_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    paths = re.findall(r"(?<![\w/.])(\w+/[\w./-]+\.(?:py|md|svg))\b", text)
+    missing += [path for path in paths if not any((folder / path).exists() for folder in FOLDERS)]
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert missing + [test for test in re.findall(r"`(test_\w+)`", text) if f"def {test}(" not in tests] == []
+
+
+def test_the_readme_is_a_front_door():
+    """At most 150 lines; links to every page of docs/; lists every module, and no other."""
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in text] == []
+    listed, folders = set(), {0: ROOT}
+    for line in re.search(r"```\n(run\.py.*?)```", text, re.S)[1].splitlines():
+        depth = len(line) - len(line.lstrip())
+        for name in re.split(r"\s{2,}", line.strip())[0].split():
+            listed.add(folders[depth] / name)
+            folders[depth + 2] = folders[depth] / name
+    modules = {path for path in FOLDERS[2].rglob("*.py") if path.name != "__init__.py"}
+    assert [path for path in listed if not path.exists()] + list(modules - listed) == []
+
+
+if __name__ == "__main__":
+    for path in PAGES:
+        path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,150 @@
+"""Whole runs in this process: repeatable, draws kept apart, every open choice filled in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_from_scratch import RunConfig, UserError, run
+from lora_from_scratch.base.load import BUNDLED_MODEL
+from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.runs.execute import execute
+from lora_from_scratch.runs.prepare import generator_for, prepare
+from lora_from_scratch.train.device import resolve_device
+from lora_from_scratch.train.precision import resolve_precision
+
+QUICK = RunConfig(
+    model="bundled", dataset="bundled", device="cpu", precision="fp32", limit_train=64, max_steps=3, rank=2
+)
+
+
+def trained(config: RunConfig) -> dict[str, torch.Tensor]:
+    prepared = prepare(config)
+    execute(prepared)
+    return prepared.model.state_dict()
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+def test_one_seed_gives_the_same_weights_and_another_gives_others():
+    first = trained(QUICK)
+    torch.rand(7)  # whatever the program drew before a run does not matter
+    assert not differing(first, trained(QUICK))
+    other = differing(first, trained(replace(QUICK, seed=1)))
+    assert "score.weight" in other and "transformer.h.0.attn.c_attn.lora_A" in other
+
+
+def test_what_one_draw_needs_leaves_the_others_alone():
+    """Another rank, other targets, or no adapter at all: the same head, the same subset, the same order."""
+    runs = [
+        prepare(replace(QUICK, **changes))
+        for changes in ({}, {"rank": 7}, {"target_modules": ("mlp.c_fc", "c_proj")}, {"method": "full"})
+    ]
+    for other in runs[1:]:
+        assert torch.equal(other.model.score.weight, runs[0].model.score.weight)
+        assert torch.equal(other.train_examples.token_ids, runs[0].train_examples.token_ids)
+    orders = [execute(prepared).training.metrics for prepared in runs[:2]]
+    assert [row["tokens"] for row in orders[0]] == [row["tokens"] for row in orders[1]]
+
+
+def test_generators_of_one_seed_are_independent_and_stable():
+    draws = {p: torch.rand(4, generator=generator_for(0, p)) for p in ("head", "adapter", "order", "subset")}
+    assert len({tuple(draw.tolist()) for draw in draws.values()}) == 4
+    assert torch.equal(draws["head"], torch.rand(4, generator=generator_for(0, "head")))
+    assert not torch.equal(draws["head"], torch.rand(4, generator=generator_for(1, "head")))
+
+
+def test_head_and_adapter_draw_from_generators_of_their_own():
+    model = prepare(QUICK).model
+    std = model.config.initializer_range
+    head = torch.empty_like(model.score.weight).normal_(std=std, generator=generator_for(0, "head"))
+    assert torch.equal(model.score.weight, head)
+    first = next(layer for _, layer in lora_layers(model)).lora_A
+    A = torch.nn.init.kaiming_uniform_(
+        torch.empty_like(first), a=5**0.5, generator=generator_for(0, "adapter")
+    )
+    assert torch.equal(first, A)
+
+
+def test_the_result_says_what_was_run():
+    result = run(replace(QUICK, method="lora")).as_dict()
+    assert (result["model"], result["dataset"]) == ("mini-gpt2 (bundled)", "mini-reviews (bundled)")
+    config = result["config"]
+    assert (config["model"], config["dataset"], config["device"]) == ("bundled", "bundled", "cpu")
+    assert config["lr"] > 0 and config["epochs"] > 2 and config["precision"] == "fp32"
+    assert result["steps"] == 3 and result["data"]["train_sentences"] == 64
+    assert result["trainable_parameters"] == result["adapter_parameters"] + result["head_parameters"]
+    assert result["adapter_parameters"] == 4 * 2 * (256 + 768) and result["head_parameters"] == 512
+    assert result["sentences_per_second"] == pytest.approx(48 / result["train_seconds"])
+    assert result["environment"]["torch"] == torch.__version__
+    assert len(result["data"]["fingerprint"]) == 64
+
+
+def test_no_fine_tuning_trains_nothing():
+    prepared = prepare(replace(QUICK, method="none"))
+    result = execute(prepared)
+    saved = load_file(BUNDLED_MODEL / "model.safetensors")
+    for name, tensor in prepared.model.state_dict().items():
+        assert name == "score.weight" or torch.equal(tensor, saved[name].float())
+    assert result.training is None
+    values = result.as_dict()
+    assert values["trainable_parameters"] == 0 and values["train_seconds"] == 0
+    assert values["sentences_per_second"] is values["padding_efficiency"] is None
+    assert 30 < values["accuracy"] < 70
+
+
+def test_a_subset_is_drawn_and_not_the_first_rows():
+    whole = prepare(replace(QUICK, limit_train=None))
+    assert len(whole.train_examples) == len(whole.dataset.train)
+    few = prepare(QUICK)
+    assert len(few.train_examples) == 64
+    assert few.train_examples.labels.tolist() != whole.train_examples.labels[:64].tolist()
+    other = prepare(replace(QUICK, seed=1))
+    assert few.train_examples.token_ids.tolist() != other.train_examples.token_ids.tolist()
+    too_many = prepare(replace(QUICK, limit_train=10**9))
+    assert torch.equal(too_many.train_examples.token_ids, whole.train_examples.token_ids)
+
+
+def test_more_tokens_than_positions_are_refused():
+    with pytest.raises(UserError, match=r"--max-length 500: this model has \d+ positions"):
+        prepare(replace(QUICK, max_length=500))
+
+
+def test_devices_and_precisions():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("warp-drive", "cuda:99"):
+        with pytest.raises(UserError, match=f"--device {name}: PyTorch cannot use it here"):
+            resolve_device(name)
+    assert resolve_precision("fp16", torch.device("cpu")) == "fp16"
+    assert resolve_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "magic"}, "--method must be one of none, head, full, lora, prelayer, not 'magic'"),
+        ({"precision": "int3"}, "--precision must be one of auto, fp32, bf16, fp16"),
+        ({"rank": 0}, "--rank must be at least 1, not 0"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"batch_size": -4}, "--batch-size must be at least 1, not -4"),
+        ({"max_steps": 0}, "--max-steps must be at least 1"),
+        ({"limit_train": 0}, "--limit-train must be at least 1"),
+        ({"max_length": 0}, "--max-length must be at least 1"),
+        ({"lr": 0.0}, "--lr must be a positive number"),
+        ({"lr": float("nan")}, "--lr must be a positive number"),
+        ({"alpha": -1.0}, "--alpha must be a positive number"),
+        ({"dropout": 1.0}, "--dropout must lie in"),
+        ({"weight_decay": -0.1}, "--weight-decay must not be negative"),
+        ({"seed": -1}, "--seed must lie in 0"),
+    ],
+)
+def test_values_out_of_range_are_refused_at_once(changes, message):
+    with pytest.raises(UserError) as caught:
+        RunConfig(**changes)
+    assert message in str(caught.value)
