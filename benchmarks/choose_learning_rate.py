@@ -11,12 +11,12 @@ Ends in one JSON line with all accuracies.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from dataclasses import replace
 from statistics import mean, stdev
 
-from lora_from_scratch.base.load import load_tokenizer
+from outcome import add_out, finish
+
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import Dataset, Split, load_dataset
 from lora_from_scratch.report.tables import markdown_table
@@ -34,10 +34,10 @@ HELD_OUT = 1000  # sentences; the 95 % interval of one accuracy is then about +-
 SHORTEST = 8  # words: dev holds sentences (19.5 words on average), not phrases
 
 
-def phrases(sentence: str) -> set[str]:
-    """Every run of consecutive words of a sentence, itself included."""
+def phrases(sentence: str, shortest: int = 1) -> set[str]:
+    """Every run of consecutive words of a sentence, itself included, of at least so many words."""
     words = sentence.split()
-    return {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    return {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + shortest, len(words) + 1)}
 
 
 def hold_out_sentences(train: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
@@ -47,7 +47,7 @@ def hold_out_sentences(train: Split, count: int, seed: int = 0) -> tuple[Split, 
     """
     inner: set[str] = set()
     for sentence in train.sentences:
-        inner |= phrases(sentence) - {sentence}
+        inner |= phrases(sentence, SHORTEST) - {sentence}
     whole = [i for i, s in enumerate(train.sentences) if s not in inner and len(s.split()) >= SHORTEST]
     chosen = sorted(random.Random(seed).sample(whole, count))
     leaking = set().union(*(phrases(train.sentences[i]) for i in chosen))
@@ -58,12 +58,9 @@ def hold_out_sentences(train: Split, count: int, seed: int = 0) -> tuple[Split, 
 def accuracy(config: RunConfig, dataset: Dataset) -> float:
     """Accuracy in percent of one run on the given data, whatever the config's dataset holds."""
     prepared = prepare(config)
-    tokenizer = load_tokenizer(config.model)
     examples = {
-        "train_examples": tokenize(tokenizer, dataset.train.sentences, dataset.train.labels, 128),
-        "validation_examples": tokenize(
-            tokenizer, dataset.validation.sentences, dataset.validation.labels, 128
-        ),
+        f"{name}_examples": tokenize(prepared.tokenizer, split.sentences, split.labels, config.max_length)
+        for name, split in (("train", dataset.train), ("validation", dataset.validation))
     }
     return execute(replace(prepared, dataset=dataset, **examples)).score.accuracy
 
@@ -74,10 +71,13 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--methods", nargs="+", choices=tuple(GRID), default=tuple(GRID))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
+    parser.add_argument("--limit-train", type=int, metavar="N", help="train on the first N rows")
+    add_out(parser)
     flags = parser.parse_args()
 
     whole = load_dataset(flags.dataset)
     rest, held_out = hold_out_sentences(whole.train, HELD_OUT)
+    rest = rest.take(list(range(len(rest)))[: flags.limit_train])
     dataset = Dataset(rest, held_out, whole.label_names, f"{HELD_OUT} sentences held out of train")
     print(f"training rows {len(rest):,} of {len(whole.train):,}, held-out sentences {len(held_out):,}")
     results: dict[str, dict[str, list[float]]] = {}
@@ -93,7 +93,8 @@ def main() -> None:
             spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
             rows.append((method, lr, f"{mean(values):.2f}{spread}"))
     print(markdown_table(rows))
-    print(json.dumps({"held_out": len(held_out), "seeds": list(flags.seeds), "accuracy": results}))
+    counts = {"training_rows": len(rest), "held_out": len(held_out), "seeds": list(flags.seeds)}
+    finish(flags.out, counts, model=flags.model, accuracy=results)
 
 
 if __name__ == "__main__":

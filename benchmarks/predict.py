@@ -11,7 +11,6 @@ in fp32. Ends in one JSON line; ratios are theirs / ours.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,20 +18,22 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from lora_from_scratch.XXX.outputs import write_run
-from lora_from_scratch.XXX.saved import save_checkpoint
+from outcome import add_out, finish
 from transformers import pipeline
 from transformers.utils import logging
 
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.dataset import load_labelled
+from lora_from_scratch.formats import checkpoint
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.report.tables import markdown_table
 from lora_from_scratch.runs.config import RunConfig
-from lora_from_scratch.runs.execute import run
+from lora_from_scratch.runs.execute import train_prepared
+from lora_from_scratch.runs.folder import write_trained
 from lora_from_scratch.runs.predict import predict
+from lora_from_scratch.runs.prepare import prepare
 
-TURNS, TEXTS_A_TURN, WARM_UP = 5, 2000, 500
+TURNS, WARM_UP = 5, 500
 BATCH_SIZES = (8, 16, 32, 64, 128)
 Answers = list[tuple[str, float]]  # label, probability
 Side = Callable[[list[str]], Answers]
@@ -44,13 +45,13 @@ def timed(function: Side, texts: list[str]) -> tuple[float, Answers]:
     return time.perf_counter() - started, answers
 
 
-def prepare(folder: Path) -> tuple[Adapted, Callable]:
+def make_ready(folder: Path) -> tuple[Adapted, Callable]:
     """The adapter of a short run, merged in memory, and the pipeline on the checkpoint merged from it."""
-    result = run(RunConfig(model="bundled", dataset="bundled", device="cpu", max_steps=200))
-    write_run(result, folder / "adapter")
+    prepared = prepare(RunConfig(model="bundled", dataset="bundled", device="cpu", max_steps=200))
+    write_trained(prepared, train_prepared(prepared), folder / "adapter")
     adapted = load_adapted(folder / "adapter")
     merge_lora(adapted.model)
-    save_checkpoint(adapted.model, adapted.tokenizer, folder / "merged")
+    checkpoint.save(adapted, folder / "merged")
     return adapted, pipeline("text-classification", model=str(folder / "merged"), device="cpu")
 
 
@@ -60,12 +61,12 @@ def disagreement(ours: Answers, theirs: Answers) -> tuple[int, float]:
     return sum(a[0] != b[0] for a, b in pairs), max(abs(a[1] - b[1]) for a, b in pairs)
 
 
-def measure(sides: dict[str, Side], texts: list[str]) -> tuple[dict[str, list[float]], int, float]:
+def measure(sides: dict[str, Side], texts: list[str], turn: int) -> tuple[dict[str, list[float]], int, float]:
     """Seconds of each side by turn; labels that differ from ours, largest difference of a probability."""
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     flipped, difference = 0, 0.0
-    for start in range(0, len(texts), TEXTS_A_TURN):
-        part = texts[start : start + TEXTS_A_TURN]
+    for start in range(0, len(texts), turn):
+        part = texts[start : start + turn]
         answers = {}
         for side, function in sides.items():
             taken, answers[side] = timed(function, part)
@@ -78,14 +79,16 @@ def measure(sides: dict[str, Side], texts: list[str]) -> tuple[dict[str, list[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", required=True, help="a labelled file; the labels are not used")
+    parser.add_argument("--texts-a-turn", type=int, default=2000, metavar="N")
+    add_out(parser)
     flags = parser.parse_args()
     logging.set_verbosity_error()
     split, _ = load_labelled(flags.texts, ["0", "1"])
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).tolist()
-    texts = [split.sentences[i] for i in order[: WARM_UP + TURNS * TEXTS_A_TURN]]
+    texts = [split.sentences[i] for i in order[: WARM_UP + TURNS * flags.texts_a_turn]]
     warm_up, texts = texts[:WARM_UP], texts[WARM_UP:]
     with tempfile.TemporaryDirectory() as folder:
-        adapted, classify = prepare(Path(folder))
+        adapted, classify = make_ready(Path(folder))
 
     def theirs(**options: int) -> Side:
         return lambda texts: [(a["label"], a["score"]) for a in classify(texts, **options)]
@@ -98,7 +101,7 @@ def main() -> None:
     }
     for function in sides.values():
         function(warm_up)
-    seconds, flipped, difference = measure(sides, texts)
+    seconds, flipped, difference = measure(sides, texts, flags.texts_a_turn)
     results: dict[str, object] = {"texts": len(texts), "best_batch_size": best, "flipped_labels": flipped}
     results["largest_probability_difference"] = difference
     rows = [("side", "texts/s", "theirs / ours", "range")]
@@ -106,10 +109,10 @@ def main() -> None:
         ratios = [b / a for a, b in zip(seconds["ours"], taken, strict=True)]
         results[f"{side}_ratio"] = {"median": median(ratios), "range": [min(ratios), max(ratios)]}
         spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
-        rows.append((side, f"{TEXTS_A_TURN / median(taken):,.0f}", f"{median(ratios):.2f}", spread))
+        rows.append((side, f"{flags.texts_a_turn / median(taken):,.0f}", f"{median(ratios):.2f}", spread))
     print(markdown_table(rows))
     print(f"labels that differ {flipped}, largest difference of a probability {difference:.1e}")
-    print(json.dumps(results))
+    finish(flags.out, results)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ kind of work. Ends in one JSON line; draws --picture if asked to.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from outcome import add_out, finish
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
@@ -32,7 +32,6 @@ from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.execute import train_prepared
 from lora_from_scratch.runs.prepare import Prepared, prepare
 
-SENTENCES, ROUNDS = 1600, 5
 KINDS = {  # the profiler's names of operations, by what they are for
     "matrix products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
     "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
@@ -157,10 +156,10 @@ def draw(shares: dict[str, float], reached: float, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def measure(prepared: Prepared, floors: dict[str, Floor]) -> dict[str, float]:
+def measure(prepared: Prepared, floors: dict[str, Floor], rounds: int) -> dict[str, float]:
     """Floors and loop in turns, every floor once a round; returns the loop's share of time by phase."""
     train_prepared(prepared)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for floor in floors.values():
             floor.measure()
         training = train_prepared(prepared)
@@ -177,6 +176,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--sentences", type=int, default=1600)
+    parser.add_argument("--rounds", type=int, default=5)
+    add_out(parser)
     flags = parser.parse_args()
     data = str(flags.shared / "data" / "sst2")
     gpt2 = {"model": str(flags.shared / "gpt2"), "random_init": True}
@@ -185,11 +187,11 @@ def main() -> None:
     shapes = products(whole.model.config, whole.config.rank)
     epoch = sum(operations(shapes, int(lengths.sum()), len(lengths)).values())
 
-    chosen = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))[:SENTENCES]
+    chosen = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))[: flags.sentences]
     split = whole.dataset.train.take(chosen.tolist())
     prepared = replace(whole, train_examples=tokenize(whole.tokenizer, split.sentences, split.labels, 128))
     floors = {name: Floor(prepared, packed) for name, packed in (("packed", True), ("plain", False))}
-    phases = measure(prepared, floors)
+    phases = measure(prepared, floors, flags.rounds)
     shares = breakdown(prepared)
 
     print(f"one epoch: {epoch / 1e12:.1f} TFLOP for {int(lengths.sum()):,} real tokens")
@@ -203,7 +205,7 @@ def main() -> None:
         draw(shares, median(floors["packed"].shares), flags.picture)
     result = {name: floor.as_dict() for name, floor in floors.items()}
     result |= {"epoch_flop": epoch, "phases": phases, "breakdown": shares, "threads": torch.get_num_threads()}
-    print(json.dumps(result))
+    finish(flags.out, result)
 
 
 if __name__ == "__main__":

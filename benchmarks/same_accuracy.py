@@ -3,8 +3,8 @@
     python benchmarks/same_accuracy.py --dataset ../shared/data/sst2 --seeds 0 1 2
 
 LoRA on the bundled base, for each seed twice from the same weights over the same batches: by `run.py`'s own
-loop, and by the plainest one: transformers' forward pass with its attention mask, torch's dropout, fp32
-throughout. Ends in one JSON line with both accuracies on dev.
+loop, and by the plainest one: transformers' forward pass with its attention mask, the LoRA layers of `core/`,
+torch's dropout and AdamW, fp32 throughout. Ends in one JSON line with both accuracies on dev.
 """
 
 from __future__ import annotations
@@ -14,25 +14,16 @@ import json
 from statistics import mean
 
 import torch
-from torch.nn.functional import cross_entropy, dropout
+from outcome import add_out, finish
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import get_scheduler
 
 from lora_from_scratch.core.loop import CLIP_NORM
-from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.data.batches import TokenizedExamples, bucketed_batches
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.execute import run
 from lora_from_scratch.runs.prepare import Prepared, generator_for, prepare
-from lora_from_scratch.train.optimizer import make_optimizer
-
-
-class PlainLoRALinear(LoRALinear):
-    """The equation word for word, with torch's dropout."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = dropout(x, self.lora_dropout.p, self.training) @ self.lora_A.T
-        return self.base_layer(x) + self.scaling * (h @ self.lora_B.T)
 
 
 def padded(examples: TokenizedExamples, indices: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,12 +37,10 @@ def padded(examples: TokenizedExamples, indices: torch.Tensor, pad: int) -> tupl
 def plain_accuracy(prepared: Prepared) -> float:
     """Dev accuracy in percent after the plain loop."""
     config, model, examples = prepared.config, prepared.model, prepared.train_examples
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            module.__class__ = PlainLoRALinear
     torch.manual_seed(config.seed)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(model, config.lr, config.weight_decay)
+    assert all(p.ndim == 2 for p in trainable)  # A, B and the head: all are decayed
+    optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
     draw = generator_for(config.seed, "order")
     epochs = [bucketed_batches(examples.lengths, config.batch_size, draw) for _ in range(config.epochs)]
     batches = [batch for epoch in epochs for batch in epoch]
@@ -79,16 +68,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--limit-train", type=int, metavar="N", help="train on N sentences")
+    add_out(parser)
     flags = parser.parse_args()
     results: dict[str, list[float]] = {"plain": [], "default": []}
     for seed in flags.seeds:
         config = {"model": "bundled", "dataset": flags.dataset, "device": "cpu", "seed": seed}
+        config["limit_train"] = flags.limit_train
         results["plain"].append(plain_accuracy(prepare(RunConfig(precision="fp32", **config))))
         results["default"].append(run(RunConfig(**config)).score.accuracy)
         print(f"seed {seed}: {json.dumps({key: values[-1] for key, values in results.items()})}", flush=True)
     means = {key: mean(values) for key, values in results.items()}
     print(f"plain fp32 loop {means['plain']:.2f} %, default path {means['default']:.2f} %")
-    print(json.dumps({"seeds": list(flags.seeds), **results}))
+    finish(flags.out, {"seeds": list(flags.seeds), **results})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ a point's ratio is theirs / ours.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy
 import torch
+from outcome import add_out, finish
 from sides import Ours, Sentences, Side, Theirs, Work, as_examples, draw, ratio, sst2_sentences
 from tqdm import tqdm
 from transformers import AutoConfig, GPT2ForSequenceClassification
@@ -204,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
     parser.add_argument("--picture", type=Path)
+    add_out(parser)
     flags = parser.parse_args()
     work = Work(model=str(flags.shared / "gpt2"))
     drawn = Draw(sst2_sentences(work.model, flags.shared / "data" / "sst2"))
@@ -218,7 +219,7 @@ def main() -> None:
     }
     if flags.picture:
         picture(sweeps, flags.picture)
-    print(json.dumps(result))
+    finish(flags.out, result)
 
 
 if __name__ == "__main__":

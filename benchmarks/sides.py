@@ -1,8 +1,10 @@
 """The two sides of a comparison, each in a process of its own: this project's loop, and PEFT + Trainer.
 
 Not a benchmark itself: `vs_peft.py` and `scaling.py` give both sides the same sentences, as token ids, and
-let them take turns, one waiting while the other works. Time is that of the training loop alone; memory is
-the peak of the process (resident on a CPU, allocated on a GPU).
+let them take turns, one waiting while the other works. Time is that of the training loop alone. Memory is the
+peak of the process (resident on a CPU, imports included; allocated on a GPU) over all turns, the first one
+too, read in one way for both: the peak starts anew when a turn begins and is read when it has ended. What a
+side takes while it is set up, and frees before it trains, counts for neither.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import torch
 
@@ -36,6 +39,7 @@ class Work:
     batch_size: int = 16
     trainer: dict[str, object] = field(default_factory=lambda: dict(BEST))  # of TrainingArguments
     pad_to: int | None = None  # theirs: every sentence to so many tokens; None: to the longest of its batch
+    plain: bool = False  # ours: by core/ alone, as with `run.py --plain`
     base_in_bf16: bool = False  # theirs: the model loaded in bf16 (PEFT keeps the adapter in fp32)
 
 
@@ -49,19 +53,23 @@ class Ours:
         self.prepared = prepare(
             RunConfig(
                 method=work.method,
-                rank=work.rank,
                 model=work.model,
                 random_init=True,
                 dataset="bundled",
                 epochs=1,
                 batch_size=work.batch_size,
+                plain=work.plain,
+                **({"rank": work.rank} if work.method == "lora" else {}),
             )
         )
 
     def train(self, sentences: Sentences) -> float:
+        """Seconds of the loop. By itself it starts the peak of memory anew, and hides what came before it."""
         from lora_from_scratch.runs.execute import train_prepared
+        from lora_from_scratch.train import training
 
-        return train_prepared(replace(self.prepared, train_examples=as_examples(sentences))).seconds
+        with mock.patch.object(training, "reset_peak_memory", return_value=True):
+            return train_prepared(replace(self.prepared, train_examples=as_examples(sentences))).seconds
 
 
 class Theirs:
@@ -197,16 +205,18 @@ def draw(sentences: Sentences, count: int, generator: torch.Generator) -> Senten
 
 def work_on(side: type[Ours | Theirs], work: Work) -> None:
     """Be one side: read lists of sentences from stdin, answer each with seconds and peak memory."""
-    from lora_from_scratch.train.measure import read_memory
+    from lora_from_scratch.train.measure import read_memory, reset_peak_memory
 
     answers, sys.stdout = sys.stdout, sys.stderr
     torch.manual_seed(0)
     worker = side(work)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for line in sys.stdin:
-        seconds = worker.train(json.loads(line))
-        print(json.dumps({"seconds": seconds, "peak_bytes": read_memory(device).peak_bytes}), file=answers)
-        answers.flush()
+        sentences = json.loads(line)
+        reset = reset_peak_memory(device)
+        seconds = worker.train(sentences)
+        peak = read_memory(device, reset).peak_bytes
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

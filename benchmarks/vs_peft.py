@@ -26,13 +26,13 @@ theirs; with `--switches`, best / with the switch.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from outcome import add_out, finish
 from sides import BEST, Ours, Sentences, Side, Theirs, Work, draw, ratio, sst2_sentences
 
 from lora_from_scratch.report.tables import markdown_table
@@ -98,16 +98,19 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
     parser.add_argument("--switches", action="store_true", help="Trainer at its best against itself")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--sentences", type=int, help="in each turn (default: by setting, see above)")
+    add_out(parser)
     flags = parser.parse_args()
     best = Work(model=str(flags.shared / "gpt2"))
     sentences = sst2_sentences(best.model, flags.shared / "data" / "sst2")
     if flags.switches:
-        results = compare_switches(best, sentences, SETTINGS["best"][1] // 4, flags.pairs)
+        results = compare_switches(best, sentences, flags.sentences or 800, flags.pairs)
     else:
         results = {}
         for setting in flags.settings:
             changes, count = SETTINGS[setting]
-            results[setting] = compare(replace(best, **changes), sentences, count, flags.pairs)
+            work, count = replace(best, **changes), flags.sentences or count
+            results[setting] = compare(work, sentences, count, flags.pairs)
             print(f"{setting}: {results[setting]['time_ratio']:.2f}", file=sys.stderr, flush=True)
     rows = [("setting", "time ratio", "range", "memory ratio", "ms a sentence: ours, theirs")]
     for setting, result in results.items():
@@ -118,7 +121,7 @@ def main() -> None:
             cells.append(f"{result['ours_ms_per_sentence']:.1f}, {result['theirs_ms_per_sentence']:.1f}")
         rows.append(cells)
     print(markdown_table([row[: len(rows[-1])] for row in rows]))
-    print(json.dumps(results))
+    finish(flags.out, results)
 
 
 if __name__ == "__main__":

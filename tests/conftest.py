@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets read it: no test asks the network
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it; the processes that tests start inherit it
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch.data.batches import TokenizedExamples
+
+torch.set_num_threads(1)  # whatever was in the environment: sums of floats depend on it, and so does time
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 

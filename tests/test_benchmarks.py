@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from transformers import GPT2ForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import outcome
 from choose_learning_rate import hold_out_sentences, phrases
+from compare_methods import flags_of, slim
 from roofline import operations, products
 from same_accuracy import plain_accuracy
 from scaling import line
@@ -23,13 +27,18 @@ from sides import Ours, Theirs, Work, as_examples, ratio
 
 from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
+from lora_from_scratch.cli.flags import run_parser
 from lora_from_scratch.data.dataset import Split, load_dataset
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.runs.prepare import prepare
+from lora_from_scratch.train.measure import read_memory, reset_peak_memory
+
+QUICK = RunConfig(model="bundled", dataset="bundled", device="cpu", limit_train=16, max_steps=1)
 
 
 def test_phrases_are_the_runs_of_words():
     assert phrases("a b c") == {"a", "b", "c", "a b", "b c", "a b c"}
+    assert phrases("a b c", 2) == {"a b", "b c", "a b c"}
 
 
 def test_a_held_out_sentence_takes_its_phrases_with_it():
@@ -97,6 +106,62 @@ def test_both_sides_of_a_comparison_train_the_same(method):
     for parameters, values in zip(learning, before, strict=True):
         assert all(not torch.equal(p, values[name]) for name, p in parameters.items() if "lora_A" not in name)
     assert as_examples(sentences).lengths.tolist() == [3, 2, 1, 4] * 5
+
+
+def test_a_turn_of_ours_does_not_start_the_peak_of_memory_anew():
+    """Else what it takes before its loop would count for Trainer alone."""
+    ours, cpu = Ours(Work(model=str(BUNDLED_MODEL))), torch.device("cpu")
+    if not reset_peak_memory(cpu):
+        pytest.skip("this system keeps one peak for the life of a process")
+    torch.ones(100_000_000)  # 400 MB that come and go
+    peak = read_memory(cpu).peak_bytes
+    ours.train([[5, 6, 7]] * 16)
+    assert read_memory(cpu).peak_bytes >= peak
+    assert run(QUICK).training.memory.peak_bytes < peak  # of a training by itself
+
+
+def test_both_sides_of_plain_vs_fast_are_what_they_are_called():
+    for plain in (False, True):
+        assert Ours(Work(model=str(BUNDLED_MODEL), plain=plain)).prepared.config.plain is plain
+
+
+def test_a_methods_own_flags_go_to_it_alone():
+    asked = vars(
+        run_parser().parse_args(
+            ["--rank", "3", "--target-modules", "c_attn", "c_fc", "--plain", "--epochs", "1"]
+        )
+    )
+    assert sorted(flags_of("head", asked)) == ["--epochs", "--plain", "1"]
+    line = flags_of("lora", asked)
+    assert line[line.index("--target-modules") + 1 :][:2] == ["c_attn", "c_fc"]
+    assert line[line.index("--rank") + 1] == "3"
+
+
+def test_the_table_of_methods_is_written_as_the_pages_read_it(tmp_path, capsys, monkeypatch):
+    """One record a run, with what `test_pages.py` reads, and nothing of it as long as the data."""
+    record = slim(json.loads(json.dumps(run(QUICK).as_dict())))
+    assert record.keys() >= {
+        *("accuracy", "accuracy_margin_95", "f1", "trainable_parameters", "train_seconds", "steps"),
+        *("sentences_per_second", "memory", "lr", "seed", "precision"),
+    }
+    assert record["memory"]["peak_bytes"] > 0 and len(json.dumps(record)) < 2000
+    monkeypatch.setattr(sys, "argv", ["benchmarks/compare_methods.py", "--dataset", "my data"])
+    outcome.finish(tmp_path / "out.json", {"lora": [record]}, data_fingerprint="0")
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written.pop("command") == "python benchmarks/compare_methods.py --dataset 'my data'"
+    assert date.fromisoformat(written.pop("date")) <= date.today()
+    assert written == printed and printed["results"] == {"lora": [record]}
+    assert printed["environment"]["threads"] == 1
+
+
+def test_a_file_for_results_that_cannot_be_is_refused_at_once(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    outcome.add_out(parser)
+    for bad in (tmp_path, tmp_path / "nowhere" / "out.json"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--out", str(bad)])
+        assert "is not a file in a folder that is there" in capsys.readouterr().err
 
 
 def test_the_plain_loop_and_ours_agree_without_dropout(tmp_path):

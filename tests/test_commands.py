@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,39 @@ def runs(tmp_path_factory) -> Path:
         flags = ["--method", method, "--limit-train", "256", "--max-steps", "16", "--lr", "1e-3"]
         assert cli.main([*BUNDLED, *flags, "--output-dir", str(folder / method)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def merged(runs) -> tuple[Path, dict[str, str]]:
+    """Every run, merged: a folder with one for each method, and what was printed."""
+    texts = {}
+    for method in METHODS:
+        with redirect_stdout(io.StringIO()) as out:
+            command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
+            assert cli.main(command) == 0
+        texts[method] = out.getvalue()
+    return runs / "merged", texts
+
+
+@pytest.fixture(scope="module")
+def read_by_transformers(merged) -> dict[str, list[tuple[str, float]]]:
+    """What a pipeline says of two texts, in a process that can import neither this package nor PEFT."""
+    program = f"""
+import sys
+sys.modules["lora_from_scratch"] = sys.modules["peft"] = None
+from transformers import AutoModelForSequenceClassification, pipeline
+answers = dict()
+for method in {METHODS!r}:
+    AutoModelForSequenceClassification.from_pretrained(method)
+    classify = pipeline("text-classification", model="./" + method)
+    answers[method] = [(r["label"], r["score"]) for r in classify(["a fine film", "a mess"])]
+print(answers)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=merged[0], timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -149,43 +184,33 @@ def test_predict_stops_quietly_when_nobody_reads_on(runs):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_merged_checkpoint_is_plain(runs, method, capsys, tmp_path):
+def test_a_merged_checkpoint_is_plain(runs, merged, read_by_transformers, method):
     """Read by transformers alone, in a process that can import neither this package nor PEFT."""
-    out = printed(capsys, "merge", "--adapter", runs / method, "--out", tmp_path / "merged")
+    out = merged[1][method]
     assert "flipped predictions 0" in out and "non-finite values 0" in out
     adapted = load_adapted(runs / method)
     names = {name.replace(".base_layer", "") for name, _ in adapted.model.named_parameters()}
-    saved = load_file(tmp_path / "merged" / "model.safetensors")
+    saved = load_file(merged[0] / method / "model.safetensors")
     assert saved.keys() == {name for name in names if ".lora_" not in name}
     expected = [(p.label, p.probability) for p in predict(adapted, ["a fine film", "a mess"])]
-    program = f"""
-import sys
-sys.modules["lora_from_scratch"] = sys.modules["peft"] = None
-from transformers import AutoModelForSequenceClassification, pipeline
-AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "merged")!r})
-classify = pipeline("text-classification", model={str(tmp_path / "merged")!r})
-print([(r["label"], r["score"]) for r in classify(["a fine film", "a mess"])])
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     for (label, probability), (expected_label, expected_probability) in zip(
-        eval(done.stdout), expected, strict=True
+        read_by_transformers[method], expected, strict=True
     ):
         assert label == expected_label
         assert probability == pytest.approx(expected_probability, abs=1e-5)
 
 
-def test_merged_logits_equal_the_adapters(runs, capsys, tmp_path):
-    printed(capsys, "merge", "--adapter", runs / "lora", "--out", tmp_path / "merged")
+def test_merged_logits_equal_the_adapters(runs, merged):
+    folder = merged[0] / "lora"
     adapted = load_adapted(runs / "lora")
     assert any(layer.any() for name, layer in adapted.model.named_parameters() if name.endswith("lora_B"))
-    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.get_vocab() == adapted.tokenizer.get_vocab()
-    assert merged.config.id2label == {0: "negative", 1: "positive"}
+    assert plain.config.id2label == {0: "negative", 1: "positive"}
     examples = tokenize(tokenizer, ["a fine film", "a mess of a film , start to end"], [0, 0], 64)
     torch.testing.assert_close(
-        predict_logits(merged, examples), predict_logits(adapted.model, examples), rtol=0, atol=1e-5
+        predict_logits(plain, examples), predict_logits(adapted.model, examples), rtol=0, atol=1e-5
     )
 
 
@@ -310,7 +335,7 @@ def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
     rows = [f'"{text} , {i}",{mood}' for i in range(20) for mood, text in moods.items()]
     (tmp_path / "moods.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     run = tmp_path / "run"
-    flags = ["--epochs", "20", "--lr", "3e-3", "--output-dir", str(run)]
+    flags = ["--epochs", "10", "--lr", "3e-3", "--output-dir", str(run)]
     assert cli.main([*BUNDLED, "--dataset", str(tmp_path / "moods.csv"), *flags]) == 0
     assert json.loads((run / "results.json").read_text())["accuracy"] == 100
     out = printed(capsys, "predict", "--adapter", run, *moods.values())

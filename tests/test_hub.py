@@ -27,12 +27,13 @@ ROOT = Path(__file__).parents[1]
 CLOSED = "http://127.0.0.1:9"  # a port where nobody listens
 
 
-def run_py(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python run.py` with its own cache, and a hub that does not answer."""
+def python(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python` in the project's folder with its own cache, and a hub that does not answer."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
-        env={**kept, "HF_HOME": str(home), "HF_ENDPOINT": CLOSED, **environment},
+        [sys.executable, *arguments],
+        env={**kept, "HF_HOME": str(home), "HF_ENDPOINT": CLOSED},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
@@ -98,16 +99,34 @@ def cached_sst2(home: Path) -> None:
     ).write_to_directory(str(folder))
 
 
-def test_gpt2_and_sst2_load_from_the_hubs_cache(tmp_path):
-    weights = cached_gpt2(tmp_path)
-    cached_sst2(tmp_path)
-    out = tmp_path / "out"
-    done = run_py(
-        tmp_path, "--method", "none", "--max-length", "64", "--output-dir", str(out), "--precision", "fp32"
-    )
+@pytest.fixture(scope="module")
+def from_cache(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor], subprocess.CompletedProcess[str]]:
+    """A run on what the cache holds, and after it, in the same process, gpt2's weights as they are loaded."""
+    home = tmp_path_factory.mktemp("cache")
+    weights = cached_gpt2(home)
+    cached_sst2(home)
+    out = str(home / "out")
+    flags = ["--method", "none", "--max-length", "64", "--output-dir", out, "--precision", "fp32"]
+    code = f"""
+import runpy, sys
+sys.argv = ["run.py", *{flags!r}]
+try:
+    runpy.run_path("run.py", run_name="__main__")
+except SystemExit as stop:
+    if stop.code:
+        raise
+from safetensors.torch import save_file
+from lora_from_scratch.base.load import load_model
+save_file(load_model("gpt2", ["0", "1"], 0).state_dict(), {str(home / "loaded.safetensors")!r})
+"""
+    return home, weights, python(home, "-c", code)
+
+
+def test_gpt2_and_sst2_load_from_the_hubs_cache(from_cache):
+    home, weights, done = from_cache
     assert done.returncode == 0, done.stderr
     assert "out of reach" not in done.stdout
-    results = json.loads((out / "results.json").read_text())
+    results = json.loads((home / "out" / "results.json").read_text())
     assert (results["model"], results["dataset"]) == ("gpt2", "sst2")
     assert results["data"]["train_sentences"] == 16 and results["data"]["validation_sentences"] == 3
     assert results["data"]["validation_name"] == "validation"
@@ -116,15 +135,10 @@ def test_gpt2_and_sst2_load_from_the_hubs_cache(tmp_path):
     assert round(results["accuracy"] * 3 / 100, 9) in (0, 1, 2, 3)
 
 
-def test_weights_from_the_cache_arrive_as_they_are(tmp_path):
-    weights = cached_gpt2(tmp_path)
-    code = (
-        "from safetensors.torch import save_file; from lora_from_scratch.base.load import load_model\n"
-        "save_file(load_model('gpt2', ['0', '1'], 0).state_dict(), 'loaded.safetensors')"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, timeout=120)
-    loaded = load_file(tmp_path / "loaded.safetensors")
+def test_weights_from_the_cache_arrive_as_they_are(from_cache):
+    home, weights, done = from_cache
+    assert done.returncode == 0, done.stderr
+    loaded = load_file(home / "loaded.safetensors")
     loaded = {name.removeprefix("transformer."): tensor for name, tensor in loaded.items()}
     assert set(loaded) == {*weights, "score.weight"}
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
@@ -133,9 +147,8 @@ def test_weights_from_the_cache_arrive_as_they_are(tmp_path):
 def test_without_hub_or_cache_the_bundle_stands_in_and_says_so(tmp_path):
     out = tmp_path / "out"
     started = time.perf_counter()
-    done = run_py(
-        tmp_path, "--limit-train", "16", "--max-steps", "1", "--output-dir", str(out), "--precision", "fp32"
-    )
+    flags = ["--limit-train", "16", "--max-steps", "1", "--output-dir", str(out), "--precision", "fp32"]
+    done = python(tmp_path, "run.py", *flags)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - started < 60
     assert "The hub is out of reach and its cache does not hold sst2 and gpt2" in done.stdout
@@ -146,28 +159,57 @@ def test_without_hub_or_cache_the_bundle_stands_in_and_says_so(tmp_path):
     assert not [line for line in noise if "retry" in line.lower() or "warn" in line.lower() or "http" in line]
 
 
+@pytest.fixture(scope="module")
+def without_hub(tmp_path_factory) -> tuple[Path, list[dict[str, object]]]:
+    """Command lines one after the other in one process that finds neither hub nor cache: what each one does.
+
+    Their outputs are caught where the operating system takes them, whoever writes.
+    """
+    home = tmp_path_factory.mktemp("nothing")
+    rows = "".join(f"text {i}\t{i % 2}\n" for i in range(40))
+    (home / "mine.tsv").write_text("sentence\tlabel\n" + rows)
+    out = ["--output-dir", str(home / "out")]
+    lines = [
+        ["--model", "gpt2", *out],
+        ["--dataset", "sst2", *out],
+        ["--dataset", str(home / "mine.tsv"), "--dry-run"],
+    ]
+    code = f"""
+import json, os, sys, tempfile
+from lora_from_scratch.cli.main import main
+answers, done = os.fdopen(os.dup(1), "w"), []
+for line in {lines!r}:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+        status = main(line)
+        sys.stdout.flush(), sys.stderr.flush()
+        out.seek(0), err.seek(0)
+        done.append(dict(status=status, stdout=out.read(), stderr=err.read()))
+print(json.dumps(done), file=answers)
+"""
+    return home, json.loads(python(home, "-c", code).stdout)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("line", "message"),
     [
-        (["--model", "gpt2"], "model 'gpt2' is neither here nor in the hub's cache"),
-        (["--dataset", "sst2"], "dataset 'sst2' is neither here nor in the hub's cache"),
+        (0, "model 'gpt2' is neither here nor in the hub's cache"),
+        (1, "dataset 'sst2' is neither here nor in the hub's cache"),
     ],
 )
-def test_what_was_asked_for_by_name_is_never_replaced(tmp_path, arguments, message):
-    done = run_py(tmp_path, *arguments, "--output-dir", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+def test_what_was_asked_for_by_name_is_never_replaced(without_hub, line, message):
+    home, done = without_hub
+    assert done[line]["status"] == 2
+    assert message in done[line]["stderr"] and "Traceback" not in done[line]["stderr"]
+    assert len(done[line]["stderr"].strip().splitlines()) == 1
+    assert not (home / "out").exists()
 
 
-def test_a_named_dataset_goes_with_the_bundled_model(tmp_path):
-    rows = "".join(f"text {i}\t{i % 2}\n" for i in range(40))
-    (tmp_path / "mine.tsv").write_text("sentence\tlabel\n" + rows)
-    done = run_py(tmp_path, "--dataset", str(tmp_path / "mine.tsv"), "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "its cache does not hold gpt2: this run" in done.stdout
-    assert f"mini-gpt2 (bundled) on {tmp_path / 'mine.tsv'}" in done.stdout
+def test_a_named_dataset_goes_with_the_bundled_model(without_hub):
+    home, done = without_hub
+    assert done[2]["status"] == 0, done[2]["stderr"]
+    assert "its cache does not hold gpt2: this run" in done[2]["stdout"]
+    assert f"mini-gpt2 (bundled) on {home / 'mine.tsv'}" in done[2]["stdout"]
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -207,7 +249,7 @@ def test_a_hub_that_refuses_or_keeps_silent_is_given_up_quickly(monkeypatch, sil
         )
         started = time.perf_counter()
         hub.go_offline_if_unreachable()
-    assert time.perf_counter() - started < 1.5
+    assert time.perf_counter() - started < 20
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
@@ -222,12 +264,15 @@ def test_a_name_lookup_that_hangs_does_not_hold_the_run_up(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
 
+    over = threading.Event()
+
     def hang(*_: object, **__: object) -> None:
-        time.sleep(4)
+        over.wait(120)
         raise OSError("no such name")
 
     monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
     started = time.perf_counter()
     hub.go_offline_if_unreachable()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 20
+    over.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,25 +97,18 @@ def test_default_learning_rates_are_those_that_were_chosen():
     assert tiny_config().n_embd < 512
 
 
-class Biases(Method):
-    """BitFit: only the biases, and the head."""
-
-    name = "biases"
-    summary = "the biases, and the head"
-    saved_as = "Tuned biases"
-    rates = (1e-3, 1e-3)
-    format = "tensors"
-
-    def adapt(self, model, settings, generator=None):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("bias") or name == "score.weight")
-        return model
+def biases() -> type[Method]:
+    """The method that docs/adding-a-method.md gives as its example: only the biases, and the head."""
+    page = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
+    defined: dict[str, type[Method]] = {}
+    exec(page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], defined)
+    return defined["Biases"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
     """It trains, is saved, comes back, predicts, is evaluated, merges, and has a card."""
-    monkeypatch.setitem(METHODS, "biases", check(Biases()))
+    monkeypatch.setitem(METHODS, "biases", check(biases()()))
     run = ["--method", "biases", "--limit-train", "64", "--max-steps", "4", "--output-dir"]
     assert cli.main([*BUNDLED, *run, str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -128,7 +122,7 @@ def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, c
     probability = predict(adapted, ["a fine film"])[0].probability
     assert 0.5 <= probability < 1
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "Tuned biases for mini-gpt2" in card and "run.py merge --adapter ." in card
+    assert "Bias vectors, tuned (BitFit), for mini-gpt2" in card and "run.py merge --adapter ." in card
     flags = ["--dataset", "bundled", "--device", "cpu", "--output-dir", str(tmp_path / "out")]
     assert cli.main(["evaluate", "--adapter", str(tmp_path / "run"), *flags]) == 0
     again = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -153,7 +147,7 @@ def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, c
 def test_a_method_that_leaves_something_out_is_refused_when_it_is_registered(changes, message):
     before = dict(METHODS)
     with pytest.raises(TypeError, match=message):
-        methods.register(type("Half", (Biases,), changes)())
+        methods.register(type("Half", (biases(),), changes)())
     assert before == METHODS
 
 
@@ -172,7 +166,7 @@ def test_a_method_has_flags_of_its_own_and_no_others(capsys, monkeypatch):
         depth: int = flag(3, "how deep", "D")
 
     monkeypatch.setitem(
-        METHODS, "deep", check(type("Deep", (Biases,), {"name": "deep", "Settings": Settings})())
+        METHODS, "deep", check(type("Deep", (biases(),), {"name": "deep", "Settings": Settings})())
     )
     with pytest.raises(SystemExit):
         cli.main(["--help"])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lora_from_scratch import RunConfig, UserError, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.core.surgery import lora_layers
-from lora_from_scratch.runs.execute import execute
+from lora_from_scratch.runs.execute import execute, train_prepared
 from lora_from_scratch.runs.prepare import generator_for, prepare
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.precision import resolve_precision
@@ -23,7 +23,7 @@ QUICK = RunConfig(
 
 def trained(config: RunConfig) -> dict[str, torch.Tensor]:
     prepared = prepare(config)
-    execute(prepared)
+    train_prepared(prepared)
     return prepared.model.state_dict()
 
 
@@ -48,7 +48,7 @@ def test_what_one_draw_needs_leaves_the_others_alone():
     for other in runs[1:]:
         assert torch.equal(other.model.score.weight, runs[0].model.score.weight)
         assert torch.equal(other.train_examples.token_ids, runs[0].train_examples.token_ids)
-    orders = [execute(prepared).training.metrics for prepared in runs[:2]]
+    orders = [train_prepared(prepared).metrics for prepared in runs[:2]]
     assert [row["tokens"] for row in orders[0]] == [row["tokens"] for row in orders[1]]
 
 

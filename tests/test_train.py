@@ -80,8 +80,17 @@ def test_one_seed_one_result(tiny_gpt2, tiny_examples):
     assert not equal(first, trained(0, 1))
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
-def test_training_overfits_eight_sentences(precision):
+def learn_by_heart(model: torch.nn.Module, examples: TokenizedExamples, precision: torch.dtype) -> None:
+    """LoRA on a frozen base and the head, from chance to certainty on a handful of sentences."""
+    adapt(model, RunConfig(method="lora", rank=4))
+    torch.manual_seed(0)
+    training = run(model, examples, epochs=80, lr=1e-2, precision=precision)
+    assert training.metrics[0]["loss"] > 0.5
+    assert training.metrics[-1]["loss"] < 0.01
+    assert predict_logits(model, examples).argmax(1).tolist() == examples.labels.tolist()
+
+
+def test_training_overfits_eight_sentences():
     sentences = [
         "a warm , funny film .",
         "a dull , empty film .",
@@ -95,13 +104,19 @@ def test_training_overfits_eight_sentences(precision):
     labels = [1, 0, 1, 0, 1, 0, 1, 0]
     tokenizer = load_tokenizer("bundled")
     model = load_model("bundled", ["bad", "good"], tokenizer.pad_token_id, torch.Generator().manual_seed(0))
-    adapt(model, RunConfig(method="lora", rank=4))
-    examples = tokenize(tokenizer, sentences, labels, max_length=32)
+    learn_by_heart(model, tokenize(tokenizer, sentences, labels, max_length=32), torch.float32)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_precision_overfits_eight_sentences(precision):
+    """On a base of random weights, small enough for a CPU that has to emulate 16 bits."""
     torch.manual_seed(0)
-    training = run(model, examples, epochs=80, lr=1e-2, precision=precision)
-    assert training.metrics[0]["loss"] > 0.5
-    assert training.metrics[-1]["loss"] < 0.01
-    assert predict_logits(model, examples).argmax(1).tolist() == labels
+    model = GPT2ForSequenceClassification(tiny_config(n_embd=64, initializer_range=0.1))
+    lengths = torch.tensor([3, 3, 5, 5, 2, 2, 7, 7])
+    token_ids = torch.randint(1, 50, (int(lengths.sum()),))
+    learn_by_heart(
+        model, TokenizedExamples(token_ids, lengths, torch.tensor([1, 0] * 4), truncated=0), precision
+    )
 
 
 def test_the_learning_rate_falls_to_zero_over_the_steps_that_are_run(tiny_gpt2, tiny_examples):

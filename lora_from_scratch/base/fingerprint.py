@@ -1,7 +1,5 @@
 """Which base an adapter was trained on: digests that travel in its file and are compared at loading."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings
@@ -10,16 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lora_from_scratch.errors import UserError
 
 PROBE = "It isn't\ta naïve 3.5-star FILM…  it 's !"
 
 
-def fingerprints(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, replaced: Iterable[str]
-) -> dict[str, str]:
+def fingerprints(model: nn.Module, tokenizer: Tokenizer | None, replaced: Iterable[str]) -> dict[str, str]:
     """The digests of a base as safetensors metadata; parameters named in `replaced` are not part of it."""
     digests = {"base_weights": weights_fingerprint(model, replaced)}
     if tokenizer is not None:
@@ -42,28 +38,21 @@ def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 over the vocabulary, and over how an awkward sentence is cut."""
     probe = tokenizer(PROBE, add_special_tokens=False).input_ids
     return hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), probe]).encode()).hexdigest()
 
 
-def check_base(
-    model: nn.Module,
-    replaced: Iterable[str],
-    metadata: dict[str, str],
-    tokenizer: PreTrainedTokenizerBase | None,
-    folder: Path,
-) -> None:
-    """Compare the base with the one of training, as far as the file's metadata says which that was.
+def check_base(found: dict[str, str], metadata: dict[str, str], folder: Path) -> None:
+    """Raise `UserError` if the digests `found` are not those that the metadata of an adapter's file names.
 
-    Raises:
-        UserError: its weights or its tokenizer are others.
+    A file without this project's digests only gets a warning: nothing then says which base it belongs to.
     """
     if "base_weights" not in metadata:
         warnings.warn(f"{folder} does not say on which base's weights it was trained", stacklevel=3)
         return
-    for what, digest in fingerprints(model, tokenizer, replaced).items():
-        if metadata.get(what, digest) != digest:
-            thing = "base with other weights" if what == "base_weights" else "base with another tokenizer"
-            raise UserError(f"{folder}: this adapter was trained on a {thing}; name its own with --model")
+    for key, digest in found.items():
+        if metadata.get(key, digest) != digest:
+            what = "base with other weights" if key == "base_weights" else "base with another tokenizer"
+            raise UserError(f"{folder}: this adapter was trained on a {what}; name its own with --model")

@@ -1,18 +1,11 @@
 """GPT-2 and its tokenizer: from the hub (or its cache), from a folder, or bundled."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lora_from_scratch.errors import NotFound, UserError
 
@@ -21,28 +14,24 @@ BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "mini-gpt2"
 DEFAULT = "gpt2"
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of `name` (a hub id, a folder, or "bundled"), padding on the right with end-of-text.
 
     GPT-2 was trained without a padding token. Any would do: on the right, behind a causal mask, padding is
     never seen by the tokens before it.
 
-    Raises:
-        NotFound: see `load_model`.
-        UserError: the files there make no tokenizer.
+    Raises `NotFound` as `load_model` does, and `UserError` if the files there make no tokenizer.
     """
-    path = _locate(name)
-    config = _load_config(name, path)
+    path, config = _find(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # many kinds are raised; all mean that the files are bad
         raise UserError(f"model {name!r} has no tokenizer that loads: {_first_line(error)}") from error
-    if len(tokenizer) < 2:  # what transformers makes of a folder without tokenizer files
+    known, embedded = len(tokenizer), config.vocab_size
+    if known < 2:  # what transformers makes of a folder without tokenizer files
         raise UserError(f"model {name!r} has no tokenizer: tokenizer.json is missing")
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"model {name!r} embeds {config.vocab_size} tokens, but its tokenizer has {len(tokenizer)}"
-        )
+    if known > embedded:
+        raise UserError(f"model {name!r} embeds {embedded} tokens, but its tokenizer has {known}")
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -66,16 +55,13 @@ def load_model(
         generator: draws the head, N(0, initializer_range), unless the files bring a head that fits.
         random_init: build from the configuration alone, from torch's global generator; no weights are read.
 
-    Raises:
-        NotFound: no folder, no hub repository and no cached one has that name.
-        UserError: it is not a GPT-2, its weights are damaged, incomplete, or not in a safetensors file, or
-            it has no head although no labels are named.
+    Raises `NotFound` if no folder, no hub repository and no cached one has that name, and `UserError` if it
+    is not a GPT-2, its weights are damaged, incomplete, or not in a safetensors file, or it has no head
+    although no labels are named.
     """
-    path = _locate(name)
-    config = _load_config(name, path)
+    path, config = _find(name)
     config.pad_token_id = pad_token_id
     if label_names is not None:
-        config.num_labels = len(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}
     if random_init:
@@ -93,34 +79,28 @@ def display_name(name: str) -> str:
     return "mini-gpt2 (bundled)" if name == BUNDLED else name
 
 
-def _locate(name: str) -> str:
-    """The path or hub id that stands behind a name."""
-    if name == BUNDLED:
-        return str(BUNDLED_MODEL)
-    if not os.path.isdir(name) and (
-        os.path.exists(name) or name.count("/") > 1 or name.startswith((".", "/", "~"))
-    ):
+def _find(name: str) -> tuple[str, GPT2Config]:
+    """The path or hub id that stands behind a name, and the configuration there."""
+    path = str(BUNDLED_MODEL) if name == BUNDLED else name
+    is_folder = os.path.isdir(path)
+    is_path = os.path.exists(path) or path.count("/") > 1 or path.startswith((".", "/", "~"))
+    if is_path and not is_folder:
         raise NotFound(f"model {name!r} is not a folder; --model takes a hub id, a folder or {BUNDLED!r}")
-    return name
-
-
-def _load_config(name: str, path: str) -> GPT2Config:
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+    if is_folder and not os.path.isfile(os.path.join(path, "config.json")):
         raise UserError(f"model folder {name!r} holds no config.json")
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        if os.path.isdir(path):
-            raise UserError(
-                f"model folder {name!r}: config.json is damaged ({_first_line(error)})"
-            ) from error
+        if is_folder:
+            reason = _first_line(error)
+            raise UserError(f"model folder {name!r}: config.json is damaged ({reason})") from error
         raise NotFound(
             f"model {name!r} is neither here nor in the hub's cache, and the hub does not give it: "
             f"check the name and the network, or use --model {BUNDLED}"
         ) from error
     if config.model_type != "gpt2":
         raise UserError(f"model {name!r} is a {config.model_type}: this project adapts GPT-2 alone")
-    return config
+    return path, config
 
 
 def _load_weights(name: str, path: str, config: GPT2Config) -> tuple[GPT2ForSequenceClassification, bool]:
@@ -134,15 +114,13 @@ def _load_weights(name: str, path: str, config: GPT2Config) -> tuple[GPT2ForSequ
             ignore_mismatched_sizes=True,  # of the head, for other labels; any other is refused below
             output_loading_info=True,
         )
-    except (
-        Exception
-    ) as error:  # safetensors and transformers raise many kinds; all mean that the files are bad
+    except Exception as error:  # many kinds are raised; all mean that the files are bad
         raise UserError(f"the weights of model {name!r} cannot be read: {_first_line(error)}") from error
-    mismatched = {key for key, *_ in info["mismatched_keys"]}
-    broken = sorted((set(info["missing_keys"]) | mismatched) - {"score.weight"})
+    unusable = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    broken = sorted(unusable - {"score.weight"})
     if broken:
         raise UserError(f"model {name!r} lacks a usable {broken[0]} (and {len(broken) - 1} other tensors)")
-    return model, "score.weight" in info["missing_keys"] or "score.weight" in mismatched
+    return model, "score.weight" in unusable
 
 
 def _first_line(error: Exception) -> str:

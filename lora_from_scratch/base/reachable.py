@@ -1,7 +1,5 @@
 """Is the Hugging Face hub there? Asked once, briefly, before the libraries that would ask at length."""
 
-from __future__ import annotations
-
 import os
 import threading
 import urllib.error
@@ -25,14 +23,14 @@ def _reachable() -> bool:
     answered = threading.Event()
 
     def probe() -> None:
-        request = urllib.request.Request(f"{endpoint}/api/models/gpt2", method="HEAD")
         try:
+            request = urllib.request.Request(f"{endpoint}/api/models/gpt2", method="HEAD")
             urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answered.set()
-        except urllib.error.HTTPError:  # an answer all the same
-            answered.set()
+        except urllib.error.HTTPError:
+            pass  # an answer all the same
         except (OSError, ValueError):
-            pass
+            return
+        answered.set()
 
     # In a thread, because urllib's timeout does not bound the name lookup.
     thread = threading.Thread(target=probe, daemon=True)

@@ -1,11 +1,9 @@
 """The command line's flags, read off what a run and each method can be asked."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Iterable
-from dataclasses import Field, fields
+from collections.abc import Set
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.runs.config import PRECISIONS, RECIPES, RunConfig
@@ -36,66 +34,56 @@ def run_parser() -> argparse.ArgumentParser:
     )
     summaries = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
     parser.add_argument("--method", choices=tuple(METHODS), help=f"{summaries} (default: lora)")
-    _add_flags(parser.add_argument_group("of every method"), fields(RunConfig)[1:])
-    seen: set[str] = set()
+    common = RunConfig.__dataclass_fields__.keys() - {"method", "settings"}
+    _add_flags(parser.add_argument_group("of every method"), RunConfig, common)
+    seen: set[str] = set()  # a flag that two methods share is shown once
     for name, method in METHODS.items():
-        own = [field for field in fields(method.Settings) if field.name not in seen]
-        if own:
-            _add_flags(parser.add_argument_group(f"of {name}"), own)
-        seen.update(field.name for field in own)
-    also = parser.add_argument_group("and")
-    also.add_argument(
-        "--recipe", choices=tuple(RECIPES), help="published: the published table's; flags override it"
-    )
-    also.add_argument("--dry-run", action="store_true", help="show parameters and batches, train nothing")
-    also.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        own = method.Settings.__dataclass_fields__.keys()
+        _add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen)
+        seen |= own
+    add = parser.add_argument_group("and").add_argument
+    add("--recipe", choices=tuple(RECIPES), help="published: the published table's; flags override it")
+    add("--dry-run", action="store_true", help="show parameters and batches, train nothing")
+    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:
     """The flags of what can be done with what a run left."""
     parser = OneLineParser(prog=f"run.py {command}", description=COMMANDS[command], allow_abbrev=False)
-    parser.add_argument(
-        "--adapter", type=Path, required=True, metavar="RUN", help="the folder of a run, or of PEFT's files"
-    )
-    parser.add_argument("--model", metavar="BASE", help="its base (default: the one that the files name)")
+    add = parser.add_argument
+    add("--adapter", type=Path, required=True, metavar="RUN", help="the folder of a run, or of PEFT's files")
+    add("--model", metavar="BASE", help="its base (default: the one that the files name)")
     if command == "predict":
-        parser.add_argument("texts", nargs="*", metavar="TEXT")
-        parser.add_argument("--file", type=Path, help="UTF-8, one text a line (default: stdin)")
-        parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object a line")
+        add("texts", nargs="*", metavar="TEXT")
+        add("--file", type=Path, help="UTF-8, one text a line (default: stdin)")
+        add("--json", action="store_true", dest="as_json", help="one JSON object a line")
     if command == "merge":
-        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
+        add("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
     if command == "evaluate":
-        parser.add_argument(
-            "--dataset", required=True, help="as in training; of a file every row, else the validation rows"
-        )
-        shared = ("text_column", "label_column", "max_length")
-        _add_flags(parser, [field for field in fields(RunConfig) if field.name in shared], True)
-        parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
-        parser.add_argument(
-            "--output-dir", type=Path, metavar="FOLDER", help="new (default: a new one under runs/)"
-        )
+        add("--dataset", required=True, help="as in training; of a file every row, else the validation rows")
+        _add_flags(parser, RunConfig, {"text_column", "label_column", "max_length"})
+        add("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
+        add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
     if command in ("predict", "evaluate"):
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _add_flags(group: argparse._ActionsContainer, flags: Iterable[Field], with_default: bool = False) -> None:
-    for flag in flags:
-        if "help" not in flag.metadata:
-            continue
-        kind, options = flag.type.split(" | ")[0], dict(flag.metadata["options"])
-        if kind == "bool":
-            options["action"] = "store_true"
-        elif kind.startswith("tuple"):
-            options["nargs"] = "+"
-        else:
-            options["type"] = {"int": int, "float": float, "str": str}[kind]
-        text, default = flag.metadata["help"], flag.default
-        if with_default:
-            options["default"] = default
-        if default is not None and default is not False:
-            shown = " ".join(default) if isinstance(default, tuple) else default
-            text += f" (default: {shown})"
-        group.add_argument("--" + flag.name.replace("_", "-"), help=text, **options)
+def _add_flags(group: argparse._ActionsContainer, owner: type, names: Set[str]) -> None:
+    """A flag for each of the named fields of a dataclass; what is not given is not in what is parsed."""
+    for name, kind in get_type_hints(owner).items():
+        if name in names:
+            field = owner.__dataclass_fields__[name]
+            options, text, shown = dict(field.metadata["options"]), field.metadata["help"], field.default
+            if "tuple" in str(kind):
+                options["nargs"] = "+"
+                shown = shown and " ".join(map(str, shown))
+            while inner := get_args(kind):  # int of `int | None`, str of `tuple[str, ...]`
+                kind = inner[0]
+            options |= {"action": "store_true"} if kind is bool else {"type": kind}
+            if shown is not None and shown is not False:
+                text += f" (default: {shown})"
+            flag = "--" + name.replace("_", "-")
+            group.add_argument(flag, help=text, default=argparse.SUPPRESS, **options)

@@ -1,12 +1,10 @@
 """The command line: one run, or a command on what a run left, and one line for every mistake."""
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = vars((command_parser(command) if command else run_parser()).parse_args(arguments))
     debug = flags.pop("debug", False)
     warnings.showwarning = _show_warning
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         _run_command(command, flags) if command else _train(flags)
         sys.stdout.flush()
@@ -43,11 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_command(name: str, flags: dict[str, object]) -> None:
+    if name == "predict" and flags["texts"] and flags["file"]:
+        raise UserError("give texts or --file, not both")
+    go_offline_if_unreachable()
+    from lora_from_scratch.cli import commands
+
+    commands.BY_NAME[name](**flags)
+
+
 def _train(flags: dict[str, object]) -> None:
     dry_run = flags.pop("dry_run", False)
     config = _config(flags)
-
-    _before_heavy_imports()
+    go_offline_if_unreachable()
     from lora_from_scratch.report import screen  # torch and transformers: seconds
     from lora_from_scratch.runs.prepare import prepare
 
@@ -57,60 +65,8 @@ def _train(flags: dict[str, object]) -> None:
     print(screen.plan(prepared), flush=True)
     if not dry_run:
         # By what was decided, so that a run on the bundle and a later one on GPT-2 do not share a folder.
-        names = {"model": prepared.config.model, "dataset": prepared.config.dataset}
-        place = RunConfig(**{**config.as_dict(), **names})
-        train_into(prepared, Path(config.output_dir or place.default_folder()))
-
-
-def train_into(prepared: Prepared, folder: Path) -> None:
-    """Train; then write weights, measures, and what people look at, in this order.
-
-    Raises:
-        UserError: the folder is not to be written to, the training went wrong, or the evaluation did.
-        OSError: the disk is full.
-    """
-    from lora_from_scratch.report import screen
-    from lora_from_scratch.report.card import model_card
-    from lora_from_scratch.report.picture import draw_training
-    from lora_from_scratch.runs import folder as runs
-    from lora_from_scratch.runs.execute import RunResult, evaluate_prepared, train_prepared
-    from lora_from_scratch.runs.record import run_record
-
-    runs.check_folder(folder)
-    training = train_prepared(prepared)
-    runs.write_trained(prepared, training, folder)
-    with _kept(folder):
-        result = RunResult(prepared, training, evaluate_prepared(prepared))
-        record = runs.write_record(run_record(prepared, training, result.evaluation, folder), folder)
-        print(f"\n{screen.summary(record)}")
-        if training:
-            if not prepared.config.random_init:
-                _add(runs.CARD, lambda: model_card(record).encode(), folder)
-            _add(runs.PICTURE, lambda: draw_training(record, training.metrics), folder)
-    print(f"written     {folder}: {', '.join(sorted(runs.files_of_earlier_run(folder)))}")
-
-
-def _add(name: str, make: object, folder: Path) -> None:
-    """A card or a picture: without it a run is still whole, so its failure is a warning."""
-    from lora_from_scratch.runs.folder import add_file
-
-    try:
-        if contents := make():
-            add_file(name, contents, folder)
-    except Exception as error:
-        print(f"warning: {folder} has no {name}: {_one_line(error)}", file=sys.stderr)
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """After an error in the block, say that what was trained is there all the same."""
-    kept = f"what was trained is in {folder}"
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"; {kept}") from interrupt
-    except (UserError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: PyTorch out of memory
-        raise UserError(f"{_one_line(error)}; {kept}") from error
+        decided = replace(config, model=prepared.config.model, dataset=prepared.config.dataset)
+        train_into(prepared, Path(config.output_dir or decided.default_folder()))
 
 
 def _config(flags: dict[str, object]) -> RunConfig:
@@ -121,23 +77,48 @@ def _config(flags: dict[str, object]) -> RunConfig:
     for name in flags.keys() - own:
         flag = "--" + name.replace("_", "-")
         print(f"warning: {flag} is no flag of --method {method.name}, and left out", file=sys.stderr)
-    lists = {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
-    return RunConfig(**{name: value for name, value in {**asked, **lists}.items() if name in own})
+    asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
+    return RunConfig(**{name: asked[name] for name in asked.keys() & own})
 
 
-def _run_command(name: str, flags: dict[str, object]) -> None:
-    if name == "predict" and flags["texts"] and flags["file"]:
-        raise UserError("give texts or --file, not both")
-    _before_heavy_imports()
-    from lora_from_scratch.cli import commands
+def train_into(prepared: "Prepared", folder: Path) -> None:
+    """Train; then write weights, measures, and what people look at, in this order.
 
-    commands.BY_NAME[name](**flags)
+    UserError if the folder is not to be written to, or training or evaluation go wrong; OSError if the disk
+    is full. What was trained stays there whatever comes after it.
+    """
+    from lora_from_scratch.report import card, picture, screen
+    from lora_from_scratch.runs import execute, record
+    from lora_from_scratch.runs import folder as runs
+
+    runs.check_folder(folder)
+    training = execute.train_prepared(prepared)
+    runs.write_trained(prepared, training, folder)
+    kept = f"; what was trained is in {folder}"
+    try:
+        evaluation = execute.evaluate_prepared(prepared)
+        results = runs.write_record(record.run_record(prepared, training, evaluation, folder), folder)
+        print(f"\n{screen.summary(results)}")
+        if training and not prepared.config.random_init:
+            _add(runs.CARD, lambda: card.model_card(results).encode(), folder)
+        if training:
+            _add(runs.PICTURE, lambda: picture.draw_training(results, training.metrics), folder)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(kept) from interrupt
+    except (UserError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: PyTorch out of memory
+        raise UserError(_one_line(error) + kept) from error
+    print(f"written     {folder}: {', '.join(sorted(runs.files_of_earlier_run(folder)))}")
 
 
-def _before_heavy_imports() -> None:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    go_offline_if_unreachable()
+def _add(name: str, make: Callable[[], bytes | None], folder: Path) -> None:
+    """A card or a picture: without it a run is still whole, so its failure is a warning."""
+    from lora_from_scratch.runs.folder import add_file
+
+    try:
+        if contents := make():
+            add_file(name, contents, folder)
+    except Exception as error:
+        print(f"warning: {folder} has no {name}: {_one_line(error)}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -5,8 +5,6 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 Vaswani et al. 2017, "Attention Is All You Need", with LayerNorm moved to their inputs.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import dropout
 from transformers import GPT2ForSequenceClassification

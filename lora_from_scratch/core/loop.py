@@ -1,7 +1,5 @@
 """The training loop, in the open: forward, loss, backward, clip, step. And the same forward, to measure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -25,7 +23,7 @@ class Batch:
     lengths: torch.Tensor  # (B,), how many tokens of each row are real
     labels: torch.Tensor  # (B,)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> "Batch":
         return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.lengths, self.labels)))
 
 

@@ -4,8 +4,6 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", ar
 Read it from top to bottom; `tests/test_lora.py` holds every sentence below to account.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

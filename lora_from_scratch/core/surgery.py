@@ -1,7 +1,5 @@
 """Swap layers in a model, by structure: put LoRA in, fold it away, or fold it away for a while."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -122,10 +120,10 @@ def _check_targets(model: nn.Module, targets: dict[str, nn.Module], dropout: flo
             raise UserError(f"target {name} is a {kind}: LoRA wraps nn.Linear and Conv1D layers")
         parent = model.get_submodule(name.rpartition(".")[0])
         if dropout and isinstance(parent, nn.MultiheadAttention):
-            raise UserError(
-                f"target {name}: nn.MultiheadAttention reads its weight and never calls it, so there would be no "
-                "dropout before A: use dropout 0"
+            why = (
+                "nn.MultiheadAttention reads its weight and never calls it: no dropout before A would happen"
             )
+            raise UserError(f"target {name}: {why}; use dropout 0")
     # Merging changes a weight for everybody who reads it, so nobody else may.
     owners: dict[object, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

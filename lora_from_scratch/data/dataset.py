@@ -1,6 +1,4 @@
-"""Labelled sentences in two splits: from the hub (or its cache), from files, or bundled."""
-
-from __future__ import annotations
+"""Labelled sentences in two splits: from the hub (or its cache), from files, or bundled; labels made ids."""
 
 import hashlib
 import json
@@ -10,14 +8,12 @@ from pathlib import Path
 import torch
 
 from lora_from_scratch.data.hub import rows_of_hub
-from lora_from_scratch.data.labels import is_integer, label_ids, label_names
 from lora_from_scratch.data.rows import SUFFIXES, Columns, Row, read_rows
 from lora_from_scratch.errors import NotFound, UserError
 
 BUNDLED = "bundled"
 BUNDLED_DATASET = Path(__file__).parents[1] / "bundled" / "mini-reviews"
 DEFAULT = "sst2"
-HELD_OUT = 0.1  # of a single file, for validation
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.sentences)
 
-    def take(self, indices: list[int]) -> Split:
+    def take(self, indices: list[int]) -> "Split":
         return Split([self.sentences[i] for i in indices], [self.labels[i] for i in indices])
 
 
@@ -54,79 +50,89 @@ class Dataset:
 def load_dataset(name: str, columns: Columns | None = None) -> Dataset:
     """Load a dataset by what its name is.
 
-    "bundled"; a .tsv, .csv or .jsonl file, of which a tenth of the rows is held out for validation, always
-    the same ones; a folder with train.* and dev.* or validation.*; else a hub id, whose files come from the
-    hub or its cache.
+    "bundled"; a .tsv, .csv or .jsonl file, of which always the same tenth of the rows is held out for
+    validation; a folder with train.* and dev.* or validation.*; else a hub id, from the hub or its cache.
 
     Integer labels must be 0..n-1. Others become ids in sorted order, and keep their names. The sentences are
     stripped: GLUE's end in a space, which GPT-2 would read as a token of its own.
 
-    Raises:
-        NotFound: nothing of that name is here, on the hub or in its cache.
-        UserError: a file cannot be read, a column is missing, a row is empty, a label is out of range.
+    Raises NotFound where nothing of that name is here, on the hub or in its cache; UserError where a file
+    cannot be read, a column is missing, a row is empty, or a label is out of range.
     """
-    train, validation, validation_name, names = _rows(name, columns or Columns())
-    names = names or label_names(train)
-    return Dataset(_split(train, names), _split(validation, names), names, validation_name)
+    train, validation, source, names = _rows(name, columns or Columns())
+    return Dataset(_split(train, names), _split(validation, names), names, source)
 
 
 def load_labelled(name: str, known: list[str], columns: Columns | None = None) -> tuple[Split, str]:
     """Sentences to measure a trained model on, and where they come from: a file whole, else validation.
 
-    Args:
-        known: the names of the labels that the model knows; labels are these, or ids.
-
-    Raises:
-        NotFound, UserError: see `load_dataset`; also a label that the model does not know.
+    `known` are the names of the labels that the model knows; the labels here are these, or ids. Raises what
+    `load_dataset` does; UserError also for a label that the model does not know.
     """
     columns, path = columns or Columns(), Path(name)
     if name != BUNDLED and path.is_file():
         return _split(read_rows(path, columns), known), path.name
-    train, validation, validation_name, names = _rows(name, columns)
-    names = names or label_names(train)
-    numbered = all(map(is_integer, names)) or all(map(is_integer, known))  # no names to compare
+    _, validation, source, names = _rows(name, columns)
+    numbered = all(map(_is_integer, names)) or all(map(_is_integer, known))  # no names to compare
     if names != known and not (numbered and len(names) <= len(known)):
-        raise UserError(
-            f"dataset {name!r} has the labels {', '.join(names)}, the model has {', '.join(known)}"
-        )
-    return _split(validation, names), validation_name
+        ours, theirs = ", ".join(names), ", ".join(known)
+        raise UserError(f"dataset {name!r} has the labels {ours}, the model has {theirs}")
+    return _split(validation, names), source
 
 
 def display_name(name: str) -> str:
     return "mini-reviews (bundled)" if name == BUNDLED else name
 
 
-def _rows(name: str, columns: Columns) -> tuple[list[Row], list[Row], str, list[str] | None]:
-    """Rows of both splits, the name of the second, and the label names where the source decides them."""
+def _rows(name: str, columns: Columns) -> tuple[list[Row], list[Row], str, list[str]]:
+    """Rows for training and for validation, where the latter come from, and the labels by their ids."""
     path = BUNDLED_DATASET if name == BUNDLED else Path(name)
     if path.is_dir():
-        train_file, validation_file = _find(path, "train"), _find(path, "dev", "validation")
-        rows = (read_rows(file, columns) for file in (train_file, validation_file))
-        return *rows, validation_file.name, None
+        files = _find(path, "train"), _find(path, "dev", "validation")
+        train, validation = (read_rows(file, columns) for file in files)
+        return train, validation, files[1].name, _label_names(train)
     if path.is_file():
         rows = read_rows(path, columns)
-        train, validation = _hold_out(rows)
-        return train, validation, f"{len(validation)} rows held out of {path.name}", label_names(rows)
+        held_out = max(1, round(0.1 * len(rows)))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+        parts = order[held_out:], order[:held_out]
+        train, validation = ([rows[i] for i in sorted(part)] for part in parts)
+        return train, validation, f"{held_out} rows held out of {path.name}", _label_names(rows)
     if path.suffix in SUFFIXES or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise NotFound(f"dataset {name!r}: no such file or folder")
-    return rows_of_hub(name, columns)
+    train, validation, source, names = rows_of_hub(name, columns)
+    return train, validation, source, names or _label_names(train)
 
 
 def _find(folder: Path, *stems: str) -> Path:
-    candidates = [folder / (stem + suffix) for stem in stems for suffix in SUFFIXES]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise UserError(
-        f"dataset folder {str(folder)!r} holds none of {', '.join(path.name for path in candidates)}"
-    )
+    candidates = [stem + suffix for stem in stems for suffix in SUFFIXES]
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise UserError(f"dataset folder {str(folder)!r} holds none of {', '.join(candidates)}")
 
 
-def _hold_out(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    held_out = max(1, round(HELD_OUT * len(rows)))
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    return [rows[i] for i in sorted(order[held_out:])], [rows[i] for i in sorted(order[:held_out])]
+def _label_names(rows: list[Row]) -> list[str]:
+    """The labels in the order of their ids: integers stand for themselves, anything else is sorted."""
+    distinct = sorted({row.label for row in rows})
+    if len(distinct) < 2:
+        place = rows[0].place
+        raise UserError(f"{place}: label {distinct[0]!r}, as everywhere: there is nothing to tell apart")
+    return [str(i) for i in range(len(distinct))] if all(map(_is_integer, distinct)) else distinct
 
 
 def _split(rows: list[Row], names: list[str]) -> Split:
-    return Split([row.text for row in rows], label_ids(rows, names))
+    """Labels are names, or integers: ids, also where the ids have names."""
+    ids, labels = {name: i for i, name in enumerate(names)}, []
+    for row in rows:
+        if row.label not in ids and not _is_integer(row.label):
+            raise UserError(f"{row.place}: label {row.label!r} is none of {', '.join(names)}")
+        labels.append(ids[row.label] if row.label in ids else int(row.label))
+        if labels[-1] not in range(len(ids)):
+            last = len(ids) - 1
+            raise UserError(f"{row.place}: label {row.label} is outside 0..{last}; number labels from 0")
+    return Split([row.text for row in rows], labels)
+
+
+def _is_integer(label: str) -> bool:
+    return label.removeprefix("-").isdecimal()

@@ -1,7 +1,5 @@
 """Files of labelled sentences, as rows of text: .tsv, .csv and .jsonl."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterable, Iterator
@@ -11,8 +9,7 @@ from pathlib import Path
 from lora_from_scratch.errors import UserError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
-TEXT_COLUMNS = ("sentence", "text")
-LABEL_COLUMN = "label"
+USUAL = {"text": ("sentence", "text"), "label": ("label",)}  # where a column is, if nobody says
 
 
 @dataclass(frozen=True)
@@ -22,17 +19,18 @@ class Columns:
     text: str | None = None
     label: str | None = None
 
-    def found_in(self, there: Iterable[str], place: str) -> tuple[str, str]:
-        """The names of both columns.
-
-        Raises:
-            UserError: one of them is not there.
-        """
-        names = list(map(str, there))
-        return (
-            _pick(self.text, TEXT_COLUMNS, names, place, "--text-column"),
-            _pick(self.label, (LABEL_COLUMN,), names, place, "--label-column"),
-        )
+    def found_in(self, names: Iterable[str], place: str) -> list[str]:
+        """The names of the text's and of the label's column. Raises UserError where one is not there."""
+        found = []
+        for what, usual in USUAL.items():
+            asked = getattr(self, what)
+            wanted = (asked,) if asked else usual
+            there = [name for name in wanted if name in names]
+            if not there:
+                missing, choice = " or ".join(wanted), ", ".join(names)
+                raise UserError(f"{place}: no column {missing!r}; name one of {choice} with --{what}-column")
+            found.append(there[0])
+        return found
 
 
 @dataclass(frozen=True)
@@ -45,30 +43,22 @@ class Row:
 
 
 def make_row(text: object, label: object, place: str) -> Row:
-    """A row of two values.
-
-    Raises:
-        UserError: one of them is empty.
-    """
+    """A row of two values. Raises UserError where one of them is empty."""
     row = Row(str(text).strip(), str(label).strip(), place)
-    for what in ("text", "label"):
-        if not getattr(row, what):
-            raise UserError(f"{place}: the {what} is empty")
+    if not row.text or not row.label:
+        raise UserError(f"{place}: the {'label' if row.text else 'text'} is empty")
     return row
 
 
 def read_rows(path: Path, columns: Columns) -> list[Row]:
     """Every row of a file.
 
-    Raises:
-        UserError: the file cannot be read, holds no example, lacks a column, or has an empty value.
+    Raises UserError where it cannot be read, holds no example, lacks a column, or has an empty value.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: a dataset file ends in one of {', '.join(SUFFIXES)}")
-    text = _read_text(path)
-    names: tuple[str, str] | None = None
-    rows = []
-    for place, values in _jsonl(path, text) if path.suffix == ".jsonl" else _delimited(path, text):
+    read, rows, names = _jsonl if path.suffix == ".jsonl" else _delimited, [], None
+    for place, values in read(path, _read_text(path)):
         names = names or columns.found_in(values, place)  # the first row decides
         for name in names:
             if values.get(name) is None:
@@ -81,13 +71,11 @@ def read_rows(path: Path, columns: Columns) -> list[Row]:
 
 def _read_text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    try:
-        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
 
 
@@ -95,27 +83,23 @@ def _delimited(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
     # A .tsv is GLUE's kind, where a quotation mark is only a character; a .csv quotes its fields.
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {"strict": True}
     reader = csv.reader(text.splitlines(keepends=True), **dialect)
-    header: list[str] | None = None
+    lines = filter(None, reader)  # without the empty ones
     try:
-        for fields in reader:
+        header = next(lines, [])
+        for fields in lines:
             place = f"{path}, line {reader.line_num}"
-            if not fields:
-                continue
-            if header is None:
-                header = fields
-            elif len(fields) != len(header):
+            if len(fields) != len(header):
                 raise UserError(f"{place}: {len(fields)} columns, where the header has {len(header)}")
-            else:
-                yield place, dict(zip(header, fields, strict=True))
+            yield place, dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        place = f"{path}, line {number}"
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -123,11 +107,3 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
         if not isinstance(row, dict):
             raise UserError(f"{place}: a JSON object is expected, with a text and a label")
         yield place, row
-
-
-def _pick(wanted: str | None, usual: tuple[str, ...], names: list[str], place: str, flag: str) -> str:
-    for name in (wanted,) if wanted else usual:
-        if name in names:
-            return name
-    missing = wanted or " or ".join(usual)
-    raise UserError(f"{place}: no column {missing!r}; name one of {', '.join(names)} with {flag}")

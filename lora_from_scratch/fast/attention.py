@@ -1,30 +1,26 @@
 """The fast twin of `core.gpt2.causal_attention`: forward and backward, written out for a CPU.
 
-Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1. PyTorch's fused kernels for a CPU
-know no dropout, and autograd over the single operations copies and scales more than there is to compute.
-Where nothing is dropped, and on a GPU, PyTorch's kernel does it.
+Source: Vaswani et al. 2017, section 3.2.1. PyTorch's fused kernels for a CPU know no dropout, and autograd
+over the single operations copies and scales more than there is to compute. Where nothing is dropped, and on
+a GPU, PyTorch's kernel does it.
 """
 
-from __future__ import annotations
-
 import torch
+from torch import Tensor
+from torch.autograd.function import Function, FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
 
 from lora_from_scratch.fast.dropout import scaled_mask
 
 
 def causal_attention(
-    qkv: torch.Tensor, num_heads: int, scale: float, dropout: float, last: torch.Tensor | None = None
-) -> torch.Tensor:
+    qkv: Tensor, num_heads: int, scale: float, dropout: float, last: Tensor | None = None
+) -> Tensor:
     """softmax(scale q k^T) v per head, each position looking at itself and what came before.
 
-    Args:
-        qkv: `(B, T, 3 C)`: queries, keys and values side by side, each of `num_heads` heads.
-        dropout: probability of zeroing an attention weight; 0 outside training.
-        last: `(B,)`, the one position of each row that is asked for; None asks for all of them.
-
-    Returns:
-        `(B, T, C)`, or `(B, C)` with `last`.
+    `qkv`, `(B, T, 3 C)`, is queries, keys and values side by side, each of `num_heads` heads; `dropout` the
+    probability of zeroing an attention weight, 0 outside training. Returns `(B, T, C)`; with `last`, `(B,)`,
+    the one position of each row that is asked for, `(B, C)`.
     """
     if dropout and qkv.device.type == "cpu":
         return _Attention.apply(qkv, num_heads, scale, dropout, last)
@@ -35,7 +31,7 @@ def causal_attention(
     return y if last is None else y[torch.arange(B, device=y.device), last]
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Function):
     """With S = scale q k^T, W = softmax(S), M the mask of dropout and y = (W M) v:
 
     dv = (W M)^T dy,  dW = (dy v^T) M,  dS = W (dW - sum(W dW)),  dq = scale dS k,  dk = scale dS^T q.
@@ -43,13 +39,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        qkv: torch.Tensor,
-        num_heads: int,
-        scale: float,
-        dropout: float,
-        last: torch.Tensor | None,
-    ) -> torch.Tensor:
+        ctx: FunctionCtx, qkv: Tensor, num_heads: int, scale: float, dropout: float, last: Tensor | None
+    ) -> Tensor:
         B, T, width = qkv.shape
         C, D = width // 3, width // 3 // num_heads
         # Laid out anew in one copy, so that the products below run over (B H) matrices.
@@ -68,9 +59,7 @@ class _Attention(torch.autograd.Function):
         return y.transpose(1, 2).reshape(B, T, C) if last is None else y.view(B, C)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, dy: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, mask, last = ctx.saved_tensors
         (BH, T, D), B = k.shape, len(dy)
         dy = dy.view(B, -1, BH // B, D).transpose(1, 2).reshape(BH, -1, D)

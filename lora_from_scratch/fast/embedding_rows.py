@@ -4,8 +4,6 @@ The gradient of a row whose token never occurs is zero in every step, and so are
 that happens to it is decay, w <- w (1 - lr_t * weight_decay). Of GPT-2's 50,257 rows SST-2 holds 13,000.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,19 +31,19 @@ def occurring_rows(model: GPT2ForSequenceClassification, examples: TokenizedExam
     to set to what AdamW would have done to them. Frozen embeddings stay as they are.
     """
     gpt2 = model.transformer
-    whole = {name: getattr(gpt2, name) for name in ("wte", "wpe") if getattr(gpt2, name).weight.requires_grad}
     rows = {"wte": examples.token_ids.unique(), "wpe": torch.arange(int(examples.lengths.max()))}
-    occurring = Occurring(examples)
+    whole = {name: getattr(gpt2, name) for name in rows if getattr(gpt2, name).weight.requires_grad}
     if "wte" in whole:
-        occurring.examples = replace(examples, token_ids=torch.searchsorted(rows["wte"], examples.token_ids))
+        examples = replace(examples, token_ids=torch.searchsorted(rows["wte"], examples.token_ids))
     for name, embedding in whole.items():
-        weight = embedding.weight.detach()[rows[name].to(embedding.weight.device)]
+        weight = embedding.weight.detach()[rows[name]]
         setattr(gpt2, name, nn.Embedding.from_pretrained(weight, freeze=False))
+    occurring = Occurring(examples)
     try:
         yield occurring
     finally:
         for name, embedding in whole.items():
             with torch.no_grad():
                 embedding.weight.mul_(occurring.decay)
-                embedding.weight[rows[name].to(embedding.weight.device)] = getattr(gpt2, name).weight
+                embedding.weight[rows[name]] = getattr(gpt2, name).weight
             setattr(gpt2, name, embedding)

@@ -6,9 +6,8 @@
 - Over a base kept in bf16 the residual stream is bf16 too; autocast alone keeps it in fp32.
 """
 
-from __future__ import annotations
-
 import torch
+from torch import Tensor
 from torch.nn.functional import gelu
 from transformers import GPT2ForSequenceClassification
 from transformers.activations import GELUTanh, NewGELUActivation
@@ -17,17 +16,11 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
 from lora_from_scratch.fast.attention import causal_attention
 from lora_from_scratch.fast.dropout import dropout
 
-TANH_GELU = (NewGELUActivation, GELUTanh)  # one function, which PyTorch has as one fused kernel
 
-
-def classify(
-    model: GPT2ForSequenceClassification, input_ids: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
+def classify(model: GPT2ForSequenceClassification, input_ids: Tensor, lengths: Tensor) -> Tensor:
     """Logits `(B, num_labels)` of B sentences padded on the right: see `core.gpt2.classify`."""
     gpt2, config = model.transformer, model.config
-    rows = torch.arange(len(input_ids), device=input_ids.device)
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-
     x = gpt2.wte(input_ids) + gpt2.wpe(positions)  # (B, T, C)
     x = x.to(gpt2.ln_f.weight.dtype)  # learning embeddings are fp32, frozen blocks may be bf16
     x = dropout(x, config.embd_pdrop, model.training)
@@ -35,7 +28,7 @@ def classify(
         last = lengths - 1 if block is gpt2.h[-1] else None
         attended = attend(block.attn, block.ln_1(x), last)  # (B, T, C), in the last block (B, C)
         if last is not None:
-            x = x[rows, last]  # (B, C)
+            x = x[torch.arange(len(x), device=x.device), last]  # (B, C)
         x = x + dropout(block.attn.c_proj(attended), config.resid_pdrop, model.training)
         x = x + dropout(feed_forward(block.mlp, block.ln_2(x)), config.resid_pdrop, model.training)
     x = gpt2.ln_f(x)  # (B, C)
@@ -43,14 +36,13 @@ def classify(
         return model.score(x.to(model.score.weight.dtype))  # (B, num_labels)
 
 
-def attend(attention: GPT2Attention, x: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+def attend(attention: GPT2Attention, x: Tensor, last: Tensor | None = None) -> Tensor:
     """Self-attention without its output projection: `(B, T, C)` -> `(B, T, C)`, or `(B, C)` at `last`."""
     p = attention.attn_dropout.p if attention.training else 0.0
     return causal_attention(attention.c_attn(x), attention.num_heads, attention.scaling, p, last)
 
 
-def feed_forward(mlp: GPT2MLP, x: torch.Tensor) -> torch.Tensor:
+def feed_forward(mlp: GPT2MLP, x: Tensor) -> Tensor:
     """Two layers with GELU between them, four times as wide inside: `(..., C)` -> `(..., C)`."""
-    h = mlp.c_fc(x)
-    h = gelu(h, approximate="tanh") if type(mlp.act) in TANH_GELU else mlp.act(h)
-    return mlp.c_proj(h)
+    h, fused = mlp.c_fc(x), type(mlp.act) in (NewGELUActivation, GELUTanh)  # one function, of two names
+    return mlp.c_proj(gelu(h, approximate="tanh") if fused else mlp.act(h))

@@ -1,7 +1,5 @@
 """Everything of this room, on for a block and off again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,15 +18,11 @@ def fast_training(
 ) -> Iterator[Occurring]:
     """Within the block the model trains fast on the examples that are yielded, by `fast.gpt2.classify`.
 
-    Frozen weights are packed, and under bf16 kept in bf16 from then on; of the embeddings that learn only
-    the rows that occur are there; dropout draws cheap bits. Before the block ends, `decay` of what is yielded
-    has to be set (see `embedding_rows`).
+    Frozen weights are packed, and under bf16 kept in bf16 from then on; of the embeddings that learn only the
+    rows that occur are there, and `decay` has to be set as `occurring_rows` says; dropout draws cheap bits.
     """
     if precision == torch.bfloat16:
         keep_frozen_in_bf16(model)
-    with (
-        cheap_dropout(model),
-        occurring_rows(model, examples) as occurring,
-        packed_layers(model, precision),
-    ):
+    rows = occurring_rows(model, examples)
+    with cheap_dropout(model), rows as occurring, packed_layers(model, precision):
         yield occurring

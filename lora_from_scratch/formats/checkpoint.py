@@ -1,17 +1,13 @@
 """A plain transformers checkpoint: the whole model, which needs neither a base nor this project."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from lora_from_scratch.base.load import load_model, load_tokenizer
-from lora_from_scratch.formats.adapted import Adapted, pipeline_block
+from lora_from_scratch.formats.adapted import PIPELINE, Adapted
 
 TITLE = "transformers"
-FILES = (
-    *("config.json", "model.safetensors", "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
-)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+FILES = ("config.json", "model.safetensors", "generation_config.json", *TOKENIZER_FILES)
 
 
 def is_in(folder: Path) -> bool:
@@ -19,24 +15,16 @@ def is_in(folder: Path) -> bool:
 
 
 def save(adapted: Adapted, folder: Path) -> None:
-    """Write configuration with label names, weights and tokenizer.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full.
-    """
+    """Write configuration with label names, weights and tokenizer; raises `OSError` if there is no room."""
     adapted.model.save_pretrained(folder)
     adapted.tokenizer.save_pretrained(folder)
 
 
 def load(folder: Path, base_name: str | None = None) -> Adapted:
-    """The model as it stands there, everything able to learn.
-
-    Raises:
-        UserError: see `load_tokenizer` and `load_model`; also a checkpoint without a classifier head.
-    """
+    """The model as it stands there, everything able to learn; raises what `load_model` does."""
     tokenizer = load_tokenizer(str(folder))
     return Adapted(load_model(str(folder), None, tokenizer.pad_token_id), tokenizer, None)
 
 
 def how_to_load(base_name: str, labels: int) -> list[str]:
-    return ["In transformers:", "", *pipeline_block(".")]
+    return ["In transformers:", "", *PIPELINE.format(folder=".").splitlines()]

@@ -1,7 +1,6 @@
 """Files that appear whole, or not at all."""
 
-from __future__ import annotations
-
+import glob
 import os
 import shutil
 import tempfile
@@ -18,12 +17,9 @@ def appearing(folder: Path) -> Iterator[Path]:
     """`with appearing(folder) as aside:` what is written into `aside` moves into `folder` at the end.
 
     A folder that was not there appears at once with all its files; into one that was, they move one by one,
-    each whole. Missing parents are made. After an error (a full disk, an interruption) everything is as it
-    was, and `aside` is gone; what a killed process left of it goes the next time that the folder is written,
-    an hour later or more.
-
-    Raises:
-        OSError: the folder cannot be written to.
+    each whole. Missing parents are made. After an error (`OSError` for a full disk, an interruption)
+    everything is as it was, and `aside` is gone; what a killed process left of it goes the next time that
+    the folder is written, an hour later or more.
     """
     folder = folder.absolute()
     place = folder if folder.exists() else folder.parent
@@ -35,9 +31,8 @@ def appearing(folder: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
     try:
         yield aside
-        for path in aside.iterdir():
-            _publish(path, 0o666)
-        _publish(aside, 0o777)
+        for path in (*aside.iterdir(), aside):
+            _publish(path)
         if place == folder:
             for path in sorted(aside.iterdir()):
                 path.replace(folder / path.name)
@@ -53,37 +48,24 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Write a file in the place of the one that is there, if any; a reader sees one of them whole.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full; then nothing has changed.
-    """
-    prefix = f".{path.name}.part-"
-    _clear_litter(path.parent, prefix)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=prefix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(contents)
-        _publish(Path(aside), 0o666)
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
+    """Write a file in the place of the one that is there, if any: a reader sees one of them whole, the old
+    one after an `OSError` (a full disk)."""
+    with appearing(path.parent) as aside:
+        (aside / path.name).write_bytes(contents)
 
 
 def _clear_litter(place: Path, prefix: str) -> None:
-    """Remove what a process left there that was killed while it wrote."""
-    for path in list(place.iterdir()):
+    for path in place.glob(f"{glob.escape(prefix)}*"):
         with suppress(OSError):  # its owner may be faster
-            if path.name.startswith(prefix) and time.time() - path.stat().st_mtime > LITTER_SECONDS:
+            if time.time() - path.stat().st_mtime > LITTER_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _publish(path: Path, mode: int) -> None:
+def _publish(path: Path) -> None:
     """Flush to disk, and let others read what a writer left for its owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(mode & ~mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())

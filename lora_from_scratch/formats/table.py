@@ -2,10 +2,8 @@
 
 A format is a module with `TITLE` (the library that a model card names), `FILES` (what it may write),
 `is_in(folder)`, `save(adapted, folder)`, `load(folder, base_name)` and `how_to_load(base_name, labels)`,
-which is Markdown for the card.
+which is Markdown for the card, line by line.
 """
-
-from __future__ import annotations
 
 import importlib
 from types import ModuleType

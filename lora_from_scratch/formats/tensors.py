@@ -1,25 +1,24 @@
-"""The trained tensors alone, under their names in the model, in one safetensors file: for any method."""
+"""Trained tensors under their names in the model, in one safetensors file: a format for any method.
 
-from __future__ import annotations
+Also what the formats share in reading and writing such a file.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
 
 from lora_from_scratch.base.fingerprint import check_base, fingerprints
 from lora_from_scratch.errors import UserError
-from lora_from_scratch.formats.adapted import (
-    HEAD_WEIGHT,
-    Adapted,
-    load_base,
-    merged_block,
-    read_tensors,
-    write_tensors,
-)
+from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base
 
 TITLE = "transformers"
 FILES = ("trained.safetensors", "head.safetensors")  # the second is what versions before 0.2 called it
+Tensors = dict[str, torch.Tensor]  # by name
 
 
 def is_in(folder: Path) -> bool:
@@ -27,44 +26,77 @@ def is_in(folder: Path) -> bool:
 
 
 def save(adapted: Adapted, folder: Path) -> None:
-    """Write whatever has `requires_grad`, which the head has to be part of.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full.
-    """
+    """Write whatever has `requires_grad`, the head among it; raises `OSError` if there is no room."""
     trained = {name: p for name, p in adapted.model.named_parameters() if p.requires_grad}
-    metadata = {
-        "base": adapted.base_name or "",
-        "labels": json.dumps(adapted.label_names),
-        **fingerprints(adapted.model, adapted.tokenizer, trained),
-    }
+    metadata = {"base": adapted.base_name or "", "labels": json.dumps(adapted.label_names)}
+    metadata |= fingerprints(adapted.model, adapted.tokenizer, trained)
     write_tensors(trained, folder / FILES[0], metadata)
 
 
 def load(folder: Path, base_name: str | None = None) -> Adapted:
     """Put the tensors into their base, and let exactly them learn.
 
-    Raises:
-        UserError: the file is damaged, a tensor is unexpected or misshapen, or the base is another.
+    Raises `UserError` if the file is damaged, a tensor is unexpected or misshapen, or the base is another.
     """
     path = next(folder / name for name in FILES if (folder / name).exists())
     tensors, metadata = read_tensors(path)
-    base_name = base_name or metadata.get("base")
-    model, tokenizer = load_base(path, base_name, metadata, tensors.get(HEAD_WEIGHT))
-    parameters = dict(model.named_parameters())
-    for key, tensor in tensors.items():
-        if key not in parameters:
-            raise UserError(f"{path}: unexpected tensor {key}")
-        there, here = tuple(tensor.shape), tuple(parameters[key].shape)
-        if there != here:
-            raise UserError(f"{path}: {key} is {there}, expected {here}")
-    check_base(model, tensors, metadata, tokenizer, folder)
-    model.requires_grad_(False)
-    with torch.no_grad():
-        for key, tensor in tensors.items():
-            parameters[key].requires_grad_(True).copy_(tensor)
-    return Adapted(model, tokenizer, base_name)
+    base = load_base(path, base_name or metadata.get("base"), metadata, tensors.get(HEAD_WEIGHT))
+    here = {name: p.shape for name, p in base.model.named_parameters() if name in tensors}
+    check_shapes(tensors, here, path)
+    check_base(fingerprints(base.model, base.tokenizer, tensors), metadata, folder)
+    fill(base.model, tensors)
+    return base
 
 
 def how_to_load(base_name: str, labels: int) -> list[str]:
-    return merged_block()
+    return MERGED.splitlines()
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata.
+
+    Raises `UserError` if the file is missing, damaged, or holds a value that is not finite.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds a value that is not finite")
+    return tensors, metadata
+
+
+def write_tensors(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; raises `OSError` without permission, or if the disk is full."""
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contents, path, {"format": "pt", **metadata})
+    except SafetensorError as error:  # how safetensors reports the operating system's refusals
+        raise OSError(f"{path}: {error}") from error
+
+
+def check_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raise `UserError` for a tensor of the file that is not expected, missing, or not in that shape."""
+    for key in sorted(tensors.keys() - expected.keys()):
+        raise UserError(f"{path}: unexpected tensor {key}")
+    for key, shape in expected.items():
+        if key not in tensors:
+            raise UserError(f"{path}: {key} is missing")
+        there, here = tuple(tensors[key].shape), tuple(shape)
+        if there != here:
+            relabelled = key.endswith(HEAD_WEIGHT) and there[1:] == here[1:]
+            hint = " (another number of labels)" if relabelled else ""
+            raise UserError(f"{path}: {key} is {there}, expected {here}{hint}")
+
+
+def fill(model: nn.Module, tensors: Tensors) -> None:
+    """Copy tensors into the parameters of their names, and let exactly those learn."""
+    model.requires_grad_(False)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            model.get_parameter(name).requires_grad_(True).copy_(tensor)

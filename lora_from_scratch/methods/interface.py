@@ -13,9 +13,7 @@ from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.table import FORMATS
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from transformers import GPT2ForSequenceClassification
+    from torch import Generator, nn
 
 NARROW = 512  # hidden sizes below this take the first of a method's two rates
 
@@ -24,20 +22,6 @@ def flag(default: object, text: str, metavar: str | None = None, **options: obje
     """A dataclass field that is a flag of the command line: its default, its help, its argparse options."""
     metadata = {"help": text, "options": {**options, **({"metavar": metavar} if metavar else {})}}
     return field(default=default, metadata=metadata)
-
-
-def at_least_one(**values: int | None) -> None:
-    """Refuse counts below 1, by the name of their flag; None passes."""
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-
-
-def positive(**values: float | None) -> None:
-    """Refuse what is not above 0 and finite, by the name of its flag; None passes."""
-    for name, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {value:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +40,22 @@ class Method:
     trains: bool = True
     Settings: type = NoSettings  # a frozen dataclass of `flag`s
 
-    def adapt(
-        self,
-        model: GPT2ForSequenceClassification,
-        settings: object,
-        generator: torch.Generator | None = None,
-    ) -> GPT2ForSequenceClassification:
-        """Make the model ready, in place: freeze everything, then thaw by structure.
+    def adapt(self, model: nn.Module, settings: object, generator: Generator | None = None) -> nn.Module:
+        """Make the GPT-2 classifier ready, in place: freeze everything, then thaw by structure.
 
-        What is trained, counted and saved is then exactly what has `requires_grad`. The generator draws new
-        weights, if there are any.
+        What is trained, counted and saved is then what has `requires_grad`. A method that adds weights has an
+        `adapt` of its own, and draws them from the generator.
         """
+        model.requires_grad_(False)
+        for module in self.learns(model):
+            module.requires_grad_(True)
+        return model
+
+    def learns(self, model: nn.Module) -> Iterable[nn.Module | nn.Parameter]:
+        """What learns of the model as it is."""
         raise NotImplementedError
 
-    def parameter_groups(
-        self, model: GPT2ForSequenceClassification, weight_decay: float
-    ) -> list[dict[str, object]]:
+    def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
         """AdamW's groups for the adapted model."""
         return decay_matrices(model.parameters(), weight_decay)
 
@@ -95,11 +79,7 @@ def decay_matrices(parameters: Iterable[nn.Parameter], weight_decay: float) -> l
 
 
 def check(method: Method) -> Method:
-    """The method itself, if it says all that it has to.
-
-    Raises:
-        TypeError: it trains, but has no learning rate, or no format to be written in.
-    """
+    """The method itself; TypeError if it leaves out what it has to say, such as its rates or its format."""
     for attribute in ("name", "summary"):
         if not getattr(method, attribute, None):
             raise TypeError(f"a method needs a {attribute}: {type(method).__name__} has none")
@@ -111,3 +91,17 @@ def check(method: Method) -> Method:
         if setting.default is MISSING or "help" not in setting.metadata:
             raise TypeError(f"method {method.name}: its setting {setting.name} is no flag(...)")
     return method
+
+
+def at_least_one(**values: int | None) -> None:
+    """Refuse counts below 1, by the name of their flag; None passes."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def positive(**values: float | None) -> None:
+    """Refuse what is not above 0 and finite, by the name of its flag; None passes."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {value:g}")

@@ -9,8 +9,7 @@ from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods.interface import Method, at_least_one, flag, positive
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import GPT2ForSequenceClassification
+    from torch import Generator, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,35 +40,23 @@ class LoRA(Method):
     name = "lora"
     summary = "LoRA beside frozen layers, and the head"
     saved_as = "A LoRA adapter"
-    # Chosen on the bundled base (benchmarks/choose_learning_rate.py); for bases as wide as GPT-2, what the
-    # author of the published table later found better than its 2e-4: the same.
+    # Chosen on the bundled base, by benchmarks/choose_learning_rate.py; for bases as wide as GPT-2, what the
+    # published table's author found better there than the table's own 2e-4: the same.
     rates = (5e-4, 5e-4)
     format = "peft"
     Settings = LoRASettings
 
     def adapt(
-        self,
-        model: GPT2ForSequenceClassification,
-        settings: LoRASettings,
-        generator: torch.Generator | None = None,
-    ) -> GPT2ForSequenceClassification:
-        """r (in + out) parameters for each target layer, and the head."""
+        self, model: nn.Module, settings: LoRASettings, generator: Generator | None = None
+    ) -> nn.Module:
+        """r (in + out) parameters for each target layer learn, and the head."""
         from lora_from_scratch.core.surgery import inject_lora
 
         if "score" in settings.target_modules:
             raise UserError("target score is the classifier head, which LoRA trains whole: leave it out")
-        return inject_lora(
-            model,
-            settings.target_modules,
-            settings.rank,
-            settings.alpha,
-            settings.dropout,
-            generator,
-            modules_to_save=["score"],
-        )
+        update = (settings.rank, settings.alpha, settings.dropout)
+        return inject_lora(model, settings.target_modules, *update, generator, modules_to_save=["score"])
 
     def describe(self, settings: LoRASettings) -> str:
-        return (
-            f"LoRA around {', '.join(settings.target_modules)}: rank {settings.rank}, alpha "
-            f"{settings.alpha:g}, dropout {settings.dropout:g}"
-        )
+        update = f"rank {settings.rank}, alpha {settings.alpha:g}, dropout {settings.dropout:g}"
+        return f"LoRA around {', '.join(settings.target_modules)}: {update}"

@@ -1,34 +1,22 @@
 """PreLayer: what comes before the blocks learns, the blocks do not."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from lora_from_scratch.methods.interface import Method
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import GPT2ForSequenceClassification
 
 
 class PreLayer(Method):
+    """The token embeddings `wte`, the position embeddings `wpe` and the classifier head.
+
+    For GPT-2 small that leaves 50,257 * 768 + 1,024 * 768 + 1,536 = 39,385,344 parameters learning, 31.65 %
+    of the model. Few of them move in a step: a row has a gradient only where its token or position occurs.
+    """
+
     name = "prelayer"
     summary = "the token and position embeddings, and the head"
     saved_as = "Token and position embeddings, tuned (PreLayer),"
-    # Chosen on the bundled base (benchmarks/choose_learning_rate.py); for bases as wide as GPT-2 the
+    # Chosen on the bundled base, by benchmarks/choose_learning_rate.py; for bases as wide as GPT-2 the
     # published table's.
     rates = (3e-4, 2e-4)
     format = "peft"
 
-    def adapt(
-        self, model: GPT2ForSequenceClassification, settings: object, generator: torch.Generator | None = None
-    ) -> GPT2ForSequenceClassification:
-        """Freeze all but the token embeddings `wte`, the position embeddings `wpe` and the classifier head.
-
-        For GPT-2 small that leaves 50,257 * 768 + 1,024 * 768 + 1,536 = 39,385,344 parameters learning,
-        31.65 % of the model. Few move in a step: a row has a gradient only where its token or position is.
-        """
-        model.requires_grad_(False)
-        for module in (model.transformer.wte, model.transformer.wpe, model.score):
-            module.requires_grad_(True)
-        return model
+    def learns(self, model: object) -> list[object]:
+        return [model.transformer.wte, model.transformer.wpe, model.score]

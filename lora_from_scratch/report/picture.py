@@ -1,7 +1,5 @@
 """The picture of a training: its loss over the steps, and where the time went."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 
@@ -29,10 +27,8 @@ def draw_training(record: dict[str, object], metrics: Sequence[dict[str, float |
     right.margins(x=0.2)
     right.invert_yaxis()
     right.set(xlabel="seconds", title=f"{record['train_seconds']:.1f} s of training")
-    figure.suptitle(
-        f"{record['method']}: {record['model']} on {record['dataset']}, "
-        f"accuracy {record['accuracy']:.1f} ± {record['accuracy_margin_95']:.1f} %"
-    )
+    title = "{method}: {model} on {dataset}, accuracy {accuracy:.1f} ± {accuracy_margin_95:.1f} %"
+    figure.suptitle(title.format(**record))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

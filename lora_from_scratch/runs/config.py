@@ -18,19 +18,9 @@ if TYPE_CHECKING:
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 # The recipe behind the published table: one learning rate for every method, whatever suits it.
-RECIPES: dict[str, dict[str, object]] = {
-    "published": {
-        "rank": 4,
-        "alpha": 16.0,
-        "dropout": 0.05,
-        "target_modules": ("attn.c_attn",),
-        "epochs": 2,
-        "batch_size": 16,
-        "lr": 2e-4,
-        "weight_decay": 0.01,
-        "max_length": 128,
-    }
-}
+_PUBLISHED_LORA = {"rank": 4, "alpha": 16.0, "dropout": 0.05, "target_modules": ("attn.c_attn",)}
+_PUBLISHED = {"epochs": 2, "batch_size": 16, "lr": 2e-4, "weight_decay": 0.01, "max_length": 128}
+RECIPES: dict[str, dict[str, object]] = {"published": {**_PUBLISHED_LORA, **_PUBLISHED}}
 
 
 @dataclass(frozen=True, kw_only=True, init=False)
@@ -38,21 +28,17 @@ class RunConfig:
     """One run: the flags of `run.py`, under their own names. None means "decided by the rest of the run".
 
     `RunConfig(method="lora", rank=8)` takes the method's own flags beside the common ones and keeps them in
-    `settings`. `dataclasses.replace` takes them too; another method starts from its own defaults.
-
-    Raises:
-        UserError: a value is out of its range, or a flag belongs to another method.
+    `settings`; `dataclasses.replace` takes them too, and another method starts from its own defaults.
+    UserError names a value that is out of its range, and a flag of another method.
     """
 
     method: str = flag("lora", "how to adapt the model")
-    model: str | None = flag(
-        None, "a hub id, a folder, or 'bundled' (default: gpt2; bundled where the hub is out of reach)"
-    )
+    model: str | None = flag(None, "hub id, folder or 'bundled' (default: gpt2; without a hub bundled)")
     random_init: bool = flag(False, "build the model from its configuration alone")
     dataset: str | None = flag(
         None,
         "sst2, a hub id, a .tsv/.csv/.jsonl file, a folder with train.* and dev.* or validation.*, or "
-        "'bundled' (default: sst2; bundled where the hub is out of reach)",
+        "'bundled' (default: sst2; without a hub bundled)",
     )
     text_column: str | None = flag(None, "where the text is (default: sentence, else text)", "NAME")
     label_column: str | None = flag(None, "where the label is (default: label)", "NAME")
@@ -64,7 +50,7 @@ class RunConfig:
     lr: float | None = flag(None, "peak learning rate (default: chosen by method; see docs/commands.md)")
     weight_decay: float = flag(0.01, "of matrices alone", "W")
     precision: str = flag("auto", "of the forward pass in training", choices=PRECISIONS)
-    plain: bool = flag(False, "train by core/ alone: the same, slower, to read along")
+    plain: bool = flag(False, "train by core/ alone: slower, to read along")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
     seed: int = flag(0, "of head, adapter, order and dropout")
     output_dir: str | None = flag(None, "where results land (default: runs/, by method and flags)", "FOLDER")
@@ -75,9 +61,10 @@ class RunConfig:
         settings = values.pop("settings", None)
         for common in fields(self):
             object.__setattr__(self, common.name, values.pop(common.name, common.default))
-        for name in values:
-            if name not in method.Settings.__dataclass_fields__:
-                raise UserError(_not_a_flag(name, method))
+        for name in values.keys() - method.Settings.__dataclass_fields__:
+            owners = [other.name for other in METHODS.values() if name in other.Settings.__dataclass_fields__]
+            belongs = f": it belongs to {' and '.join(owners)}" if owners else ", nor of any other"
+            raise UserError(f"--{name.replace('_', '-')} is no flag of --method {method.name}{belongs}")
         start = settings if type(settings) is method.Settings else method.Settings()
         object.__setattr__(self, "settings", replace(start, **values))
         self._check()
@@ -118,16 +105,8 @@ def adapt(
     return config.way.adapt(model, config.settings, generator)
 
 
-def _not_a_flag(name: str, method: Method) -> str:
-    owners = [other.name for other in METHODS.values() if name in other.Settings.__dataclass_fields__]
-    belongs = f": it belongs to {' and '.join(owners)}" if owners else ", nor of any other"
-    return f"--{name.replace('_', '-')} is no flag of --method {method.name}{belongs}"
-
-
 def _word(value: object) -> str:
     """A setting's value as a part of a folder's name; what cannot stand there is told apart by a digest."""
-    if value is True:
-        return "on"
     text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
     name = re.sub(r"[^\w.+-]", "", text.rstrip("/").rpartition("/")[2])[-40:]
     return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -1,7 +1,5 @@
 """Train what was prepared, and evaluate what will be saved."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -36,7 +34,7 @@ class RunResult:
         return self.evaluation.score
 
     def as_dict(self) -> dict[str, object]:
-        return run_record(self.prepared, self.training, self.evaluation)
+        return run_record(self.prepared, self.training, self.evaluation, None)
 
 
 def run(config: RunConfig) -> RunResult:
@@ -58,16 +56,13 @@ def train_prepared(prepared: Prepared) -> Training | None:
 
     Under bf16 fast training leaves the frozen weights rounded: `evaluate_prepared` puts the whole ones back.
     """
-    config, model = prepared.config, prepared.model
+    config, model, examples = prepared.config, prepared.model, prepared.train_examples
     if not config.way.trains:
         return None
     torch.manual_seed(config.seed)  # dropout's draws, whatever loading drew before
     precision = DTYPES[config.precision]
-    if config.plain:
-        block = nullcontext(Occurring(prepared.train_examples))
-    else:
-        block = fast_training(model, prepared.train_examples, precision)
-    with block as occurring:
+    plain = nullcontext(Occurring(examples))
+    with plain if config.plain else fast_training(model, examples, precision) as occurring:
         training = train(
             model,
             occurring.examples,
@@ -89,14 +84,11 @@ def train_prepared(prepared: Prepared) -> Training | None:
 def evaluate_prepared(prepared: Prepared) -> Evaluation:
     """Measure the model on the validation sentences: the adapter on the base that its files will meet again.
 
-    Raises:
-        UserError: its logits are not finite.
+    UserError if its logits are not finite.
     """
     model = prepared.model.eval()
     rounded = {n: p for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
-    if rounded:
-        base = prepared.base_again()
-        for name, parameter in rounded.items():
-            whole = base.get_parameter(name.replace(".base_layer.", "."))
-            parameter.data = whole.data.to(parameter.device)
+    base = prepared.base_again() if rounded else None
+    for name, parameter in rounded.items():
+        parameter.data = base.get_parameter(name.replace(".base_layer.", ".")).data.to(parameter.device)
     return evaluate(model, prepared.validation_examples, EVALUATION, prepared.config.plain)

@@ -1,7 +1,5 @@
 """The folder of one run: what was trained first, then what it is worth, then what people look at."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -21,11 +19,7 @@ RESULTS, METRICS, PICTURE, CARD = "results.json", "metrics.jsonl", "training.png
 
 
 def check_folder(folder: Path) -> None:
-    """Fail before the training rather than after it.
-
-    Raises:
-        UserError: the folder cannot be written to, or holds files that no earlier run wrote.
-    """
+    """Fail before training: UserError if the folder cannot be written to, or holds somebody else's files."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -52,10 +46,8 @@ def write_trained(prepared: Prepared, training: Training | None, folder: Path) -
     """Write what was trained (see `formats/`), metrics.jsonl (one line a step) and a first results.json.
 
     The files of an earlier run in the folder go. Random weights are not saved: nothing can be built on them.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full. What was trained is then in a folder
-            of the system for temporary files, if there is room, and the error says so.
+    OSError if the folder cannot be written to or the disk is full; what was trained is then in one of the
+    system's folders for temporary files, if there is room, and the error says so.
     """
     try:
         _write_trained(prepared, training, folder)
@@ -73,15 +65,13 @@ def write_trained(prepared: Prepared, training: Training | None, folder: Path) -
 
 
 def _write_trained(prepared: Prepared, training: Training | None, folder: Path) -> None:
-    config = prepared.config
-    earlier = files_of_earlier_run(folder)
+    config, earlier = prepared.config, files_of_earlier_run(folder)
     with appearing(folder) as aside:
         if training and not config.random_init:
             base = config.model
             if base != BUNDLED and Path(base).is_dir():
                 base = str(Path(base).resolve())  # the adapter may be loaded from another place
-            adapted = Adapted(prepared.model, prepared.tokenizer, base)
-            format_named(config.way.format).save(adapted, aside)
+            format_named(config.way.format).save(Adapted(prepared.model, prepared.tokenizer, base), aside)
         rows = training.metrics if training else []
         (aside / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         names = sorted([RESULTS, *(path.name for path in aside.iterdir())])
@@ -92,23 +82,14 @@ def _write_trained(prepared: Prepared, training: Training | None, folder: Path) 
             (folder / name).unlink(missing_ok=True)
 
 
-def write_record(record: dict[str, object], folder: Path) -> dict[str, object]:
-    """Put the record in the place of the one there, with the list of the folder's files; returns it so.
-
-    Raises:
-        OSError: the disk is full; the one there stays.
-    """
-    record = {**record, "files": sorted({*files_of_earlier_run(folder), RESULTS})}
+def write_record(record: dict[str, object], folder: Path, adding: str = RESULTS) -> dict[str, object]:
+    """Put the record in the place of the one there, with the files that this lists, and one; returns it."""
+    record = {**record, "files": sorted({*files_of_earlier_run(folder), adding})}
     write_whole(folder / RESULTS, as_json(record))
     return record
 
 
 def add_file(name: str, contents: bytes, folder: Path) -> None:
-    """One more file, which the record lists first: a later run in this folder may then replace it.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    write_whole(folder / RESULTS, as_json({**record, "files": sorted({*record["files"], name})}))
+    """One more file, which the record lists first: a later run in this folder may then replace it."""
+    write_record(json.loads((folder / RESULTS).read_text(encoding="utf-8")), folder, adding=name)
     write_whole(folder / name, contents)

@@ -1,7 +1,5 @@
 """Text in, labels out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

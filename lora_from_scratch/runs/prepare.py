@@ -1,7 +1,5 @@
 """From what a run is asked to what it will do: data, base, adapted model, tokens; no choice stays open."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,8 +18,7 @@ from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.precision import resolve_precision
 
-EPOCHS = 2
-BUNDLED_EPOCHS = 16  # the bundled sentences are few
+EPOCHS, BUNDLED_EPOCHS = 2, 16  # the bundled sentences are few
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,11 @@ class Prepared:
     validation_examples: TokenizedExamples
     base_digest: str  # of the base's weights, before anything was adapted
     base_again: Callable[[], GPT2ForSequenceClassification]  # the same base once more, from where it came
-    substituted: tuple[str, ...]  # what the hub did not give and the bundle stands in for
+    substituted: list[str]  # what the hub did not give and the bundle stands in for
 
     @property
     def model_name(self) -> str:
-        name = base.display_name(self.config.model)
-        return f"{name}, random weights" if self.config.random_init else name
+        return base.display_name(self.config.model) + ", random weights" * self.config.random_init
 
     @property
     def dataset_name(self) -> str:
@@ -58,31 +54,29 @@ def prepare(config: RunConfig) -> Prepared:
     """Load data, tokenizer and model, adapt the model to the method, and tokenize.
 
     A model or dataset that the config does not name comes from the hub or its cache, and if it is not to be
-    had there, from the bundle.
-
-    Raises:
-        UserError: whatever is wrong with what was asked for; nothing has been trained or written yet.
+    had there, from the bundle. UserError says what is wrong; nothing has been trained or written yet.
     """
-    device = resolve_device(config.device)
-    columns = Columns(config.text_column, config.label_column)
-    dataset_name, dataset = _or_bundled(
-        config.dataset, data.DEFAULT, data.BUNDLED, lambda name: data.load_dataset(name, columns)
-    )
-    model_name, tokenizer = _or_bundled(config.model, base.DEFAULT, base.BUNDLED, base.load_tokenizer)
+    device, columns = resolve_device(config.device), Columns(config.text_column, config.label_column)
+    substituted: list[str] = []
+
+    def find(
+        load: Callable[[str], object], asked: str | None, default: str, bundled: str
+    ) -> tuple[str, object]:
+        try:
+            return asked or default, load(asked or default)
+        except NotFound:
+            if asked is not None:
+                raise
+            substituted.append(default)
+            return bundled, load(bundled)
+
+    load_dataset = partial(data.load_dataset, columns=columns)
+    dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
+    model_name, tokenizer = find(base.load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
     base_again = partial(_load_base, model_name, dataset.label_names, tokenizer.pad_token_id, config)
     model = base_again()
-    if config.max_length > model.config.n_positions:
-        raise UserError(
-            f"--max-length {config.max_length}: this model has {model.config.n_positions} positions"
-        )
-    substituted = [
-        default
-        for asked, default, name in (
-            (config.dataset, data.DEFAULT, dataset_name),
-            (config.model, base.DEFAULT, model_name),
-        )
-        if asked is None and name != default
-    ]
+    if config.max_length > (positions := model.config.n_positions):
+        raise UserError(f"--max-length {config.max_length}: this model has {positions} positions")
     config = replace(
         config,
         model=model_name,
@@ -93,31 +87,10 @@ def prepare(config: RunConfig) -> Prepared:
         epochs=config.epochs or (BUNDLED_EPOCHS if dataset_name == data.BUNDLED else EPOCHS),
     )
     digest = weights_fingerprint(model, ["score.weight"])
-    adapt(model, config, generator_for(config.seed, "adapter"))
-    validation = dataset.validation
-    return Prepared(
-        config,
-        model.to(device),
-        tokenizer,
-        dataset,
-        _tokenize_training(config, dataset.train, tokenizer),
-        tokenize(tokenizer, validation.sentences, validation.labels, config.max_length),
-        digest,
-        base_again,
-        tuple(substituted),
-    )
-
-
-def _or_bundled(
-    asked: str | None, default: str, bundled: str, load: Callable[[str], object]
-) -> tuple[str, object]:
-    """What was asked for; where nothing was, the default or, if that is not there, the bundle."""
-    try:
-        return asked or default, load(asked or default)
-    except NotFound:
-        if asked is not None:
-            raise
-        return bundled, load(bundled)
+    model = adapt(model, config, generator_for(config.seed, "adapter")).to(device)
+    splits = (_limited(dataset.train, config), dataset.validation)
+    examples = (tokenize(tokenizer, part.sentences, part.labels, config.max_length) for part in splits)
+    return Prepared(config, model, tokenizer, dataset, *examples, digest, base_again, substituted)
 
 
 def _load_base(
@@ -128,10 +101,8 @@ def _load_base(
     return base.load_model(name, label_names, pad_token_id, generator, config.random_init)
 
 
-def _tokenize_training(
-    config: RunConfig, split: data.Split, tokenizer: PreTrainedTokenizerBase
-) -> TokenizedExamples:
-    if config.limit_train is not None and config.limit_train < len(split):
-        order = torch.randperm(len(split), generator=generator_for(config.seed, "subset"))
-        split = split.take(order[: config.limit_train].tolist())
-    return tokenize(tokenizer, split.sentences, split.labels, config.max_length)
+def _limited(split: data.Split, config: RunConfig) -> data.Split:
+    if config.limit_train is None or config.limit_train >= len(split):
+        return split
+    order = torch.randperm(len(split), generator=generator_for(config.seed, "subset"))
+    return split.take(order[: config.limit_train].tolist())

@@ -1,7 +1,5 @@
 """The device that computes, and the hardware and versions that a figure is read with."""
 
-from __future__ import annotations
-
 import platform
 
 import numpy
@@ -13,19 +11,14 @@ from lora_from_scratch.version import __version__
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one.
-
-    Raises:
-        UserError: PyTorch has no such device here.
-    """
+    """ "auto" is the GPU if there is one. Raises UserError where PyTorch has no such device here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"--device {name}: PyTorch cannot use it here ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: PyTorch cannot use it here ({reason})") from error
 
 
 def environment(device: torch.device) -> dict[str, object]:

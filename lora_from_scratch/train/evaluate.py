@@ -1,12 +1,12 @@
 """Logits, predictions, and how good they are."""
 
-from __future__ import annotations
-
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2ForSequenceClassification
 
@@ -47,38 +47,30 @@ def predict_logits(
     batch_size: int = 64,
     precision: torch.dtype = torch.float32,
     plain: bool = False,
-) -> torch.Tensor:
-    """The model's logits, `(N, num_labels)` in fp32 on the CPU, in the order of the examples, dropout off.
+) -> Tensor:
+    """Logits `(N, num_labels)`, fp32 on the CPU, in the order of the examples, dropout off.
 
-    Args:
-        plain: compute by `core/` alone, without `fast/`.
+    With `plain` they are computed by `core/` alone, without `fast/`.
     """
     was_training = model.training
     logits = torch.empty(len(examples), model.config.num_labels)
     indices = sorted_batches(examples.lengths, batch_size)
     bar = tqdm(indices, desc="evaluate", unit="batch", leave=False)
     batches = (pad_batch(examples, part).to(model.score.weight.device) for part in bar)
+    forward, block = (plain_classify, nullcontext()) if plain else (classify, packed_layers(model, precision))
     try:
-        if plain:
-            results = list(loop.predict(model, batches, precision, plain_classify))
-        else:
-            with torch.no_grad(), packed_layers(model, precision):
-                results = list(loop.predict(model, batches, precision, classify))
+        with torch.no_grad(), block:
+            for part, result in zip(indices, loop.predict(model, batches, precision, forward), strict=True):
+                logits[part] = result
     finally:
         model.train(was_training)
-    for part, result in zip(indices, results, strict=True):
-        logits[part] = result
     return logits
 
 
 def evaluate(
     model: GPT2ForSequenceClassification, examples: TokenizedExamples, precision: str, plain: bool = False
 ) -> Evaluation:
-    """Measure a model on labelled sentences.
-
-    Raises:
-        UserError: a logit is infinite or no number.
-    """
+    """Measure a model on labelled sentences. Raises UserError where a logit is infinite or no number."""
     device = model.score.weight.device
     reset, started = reset_peak_memory(device), perf_counter()
     logits = predict_logits(model, examples, precision=DTYPES[precision], plain=plain)
@@ -86,34 +78,25 @@ def evaluate(
     if not logits.isfinite().all():
         raise UserError("this model's logits are not finite, so it has no accuracy; a lower --lr may help")
     probabilities, predictions = logits.softmax(dim=1).max(dim=1)
-    return Evaluation(
-        precision,
-        seconds,
-        score(predictions, examples.labels, logits.shape[1]),
-        predictions.tolist(),
-        probabilities.tolist(),
-        read_memory(device, reset),
-    )
+    reached = score(predictions, examples.labels, logits.shape[1])
+    memory = read_memory(device, reset)
+    return Evaluation(precision, seconds, reached, predictions.tolist(), probabilities.tolist(), memory)
 
 
-def score(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> Score:
+def score(predictions: Tensor, labels: Tensor, num_labels: int) -> Score:
     """Accuracy and F1 of predicted label ids, both `(N,)`.
 
     F1 = 2 TP / (2 TP + FP + FN) of the positive class, label 1; with more than two labels the mean over all
     classes (macro). A class that is neither predicted nor present counts 0. The margin is the normal
     approximation, 1.96 * sqrt(a (1 - a) / N).
     """
-    accuracy = (predictions == labels).double().mean().item()
-    classes = [1] if num_labels == 2 else range(num_labels)
-    f1 = sum(_f1(predictions == c, labels == c) for c in classes) / len(classes)
+    right = predictions == labels
+    accuracy = right.double().mean().item()
     margin = 1.96 * math.sqrt(accuracy * (1 - accuracy) / len(labels))
+    hits, *named = (ids.bincount(minlength=num_labels) for ids in (labels[right], predictions, labels))
+    f1s = (2 * hits.double() / sum(named).clamp(min=1)).tolist()  # named: TP + FP and TP + FN of each class
+    f1 = f1s[1] if num_labels == 2 else sum(f1s) / num_labels
     return Score(100 * accuracy, 100 * f1, 100 * margin)
-
-
-def _f1(predicted: torch.Tensor, actual: torch.Tensor) -> float:
-    true_positives = int((predicted & actual).sum())
-    named = int(predicted.sum()) + int(actual.sum())  # 2 TP + FP + FN
-    return 2 * true_positives / named if named else 0.0
 
 
 @dataclass(frozen=True)
@@ -130,18 +113,16 @@ class Difference:
         return not self.not_finite and self.largest <= tolerance * self.scale
 
     def __str__(self) -> str:
-        return (
-            f"max |delta logit| {self.largest:.1e}, flipped predictions {self.flipped}, "
-            f"non-finite values {self.not_finite}"
-        )
+        counts = f"flipped predictions {self.flipped}, non-finite values {self.not_finite}"
+        return f"max |delta logit| {self.largest:.1e}, {counts}"
 
 
-def compare(logits: torch.Tensor, expected: torch.Tensor) -> Difference:
+def compare(logits: Tensor, expected: Tensor) -> Difference:
     """Two `(N, num_labels)` tensors of logits for the same sentences."""
     finite = logits.isfinite() & expected.isfinite()
     return Difference(
-        largest=(logits - expected)[finite].abs().max().item() if finite.any() else float("nan"),
-        scale=max(1.0, expected[finite].abs().max().item() if finite.any() else 1.0),
+        largest=(logits - expected)[finite].abs().max().item() if finite.any() else math.nan,
+        scale=max([1.0, *expected[finite].abs().tolist()]),
         flipped=int((logits.argmax(dim=1) != expected.argmax(dim=1)).sum()),
         not_finite=int((~finite).sum()),
     )

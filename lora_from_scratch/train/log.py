@@ -1,11 +1,9 @@
 """What each step of a training leaves behind, and what it comes to."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from lora_from_scratch.core.loop import Step
 from lora_from_scratch.errors import UserError
@@ -36,45 +34,33 @@ class StepLog:
     that come and go, and the allocator could never give that memory back.
     """
 
-    def __init__(self, steps: int, like: torch.Tensor) -> None:
-        self._losses = like.new_empty(steps)
-        self._norms = like.new_empty(steps)
+    def __init__(self, steps: int, like: Tensor) -> None:
+        self._losses, self._norms = like.new_empty(steps), like.new_empty(steps)
         self._rows: list[dict[str, float | None]] = []
         self._padded = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, step: Step, lengths: torch.Tensor) -> None:
-        self._losses[len(self)] = step.loss
-        self._norms[len(self)] = step.gradient_norm
+    def add(self, step: Step, lengths: Tensor) -> None:
+        """Note a step over sentences of these lengths, `(B,)` tokens."""
+        self._losses[len(self)], self._norms[len(self)] = step.loss, step.gradient_norm
         self._rows.append({"lr": step.lr, "sentences": len(lengths), "tokens": int(lengths.sum())})
         self._padded += len(lengths) * int(lengths.max())
 
     def recent_loss(self, lr: float) -> float:
         """The mean loss of the last steps; refuses to go on once it is no number."""
-        loss = self._losses[max(0, len(self) - LOOK_EVERY) : len(self)].mean().item()
+        steps, loss = len(self), self._losses[: len(self)][-LOOK_EVERY:].mean().item()
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} after {len(self)} steps: --lr {lr:g} is too high for this run"
-            )
+            raise UserError(f"the loss is {loss} after {steps} steps: --lr {lr:g} is too high for this run")
         return loss
 
     def summary(self, clock: PhaseClock, memory: Memory, decay: float) -> Training:
-        losses, norms = self._losses.tolist(), self._norms.tolist()
-        metrics = [
-            {"step": step, "loss": loss, "gradient_norm": norm if math.isfinite(norm) else None, **row}
-            for step, (loss, norm, row) in enumerate(zip(losses, norms, self._rows, strict=True), start=1)
-        ]
-        tokens = sum(row["tokens"] for row in self._rows)
-        return Training(
-            steps=len(self),
-            sentences=sum(row["sentences"] for row in self._rows),
-            tokens=tokens,
-            padding_efficiency=tokens / self._padded,
-            seconds=clock.seconds,
-            phases=clock.phases,
-            memory=memory,
-            decay=decay,
-            metrics=metrics,
-        )
+        """The whole of the training, once its last step is noted."""
+        metrics = []
+        for loss, norm, row in zip(self._losses.tolist(), self._norms.tolist(), self._rows, strict=True):
+            seen = {"loss": loss, "gradient_norm": norm if math.isfinite(norm) else None}
+            metrics.append({"step": len(metrics) + 1, **seen, **row})
+        sentences, tokens = (sum(row[key] for row in metrics) for key in ("sentences", "tokens"))
+        efficiency, seconds, phases = tokens / self._padded, clock.seconds, clock.phases
+        return Training(len(self), sentences, tokens, efficiency, seconds, phases, memory, decay, metrics)

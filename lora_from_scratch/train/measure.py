@@ -1,7 +1,5 @@
 """The instruments: a clock that waits for the device, a count of parameters, a reading of memory."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time
@@ -18,22 +16,19 @@ PROC = Path("/proc/self")
 class PhaseClock:
     """Seconds of a loop, in all and by phase: `start()`, `lap("forward")` after each phase, `stop()`.
 
-    A GPU works behind the program's back, so wall-clock time means nothing until the two meet: `start` and
-    `stop` wait for the device. In between nothing waits: on CUDA a lap only marks its place in the stream of
-    that device with an event, and the marks are read at the end. Other devices that work behind the program's
-    back have no phases, only the total, which is always wall-clock time.
+    A GPU works behind the program's back: `start` and `stop` wait for it, so that wall-clock time, the total,
+    means something. In between nothing waits: on CUDA a lap only marks its place in the stream of that device
+    with an event, and the marks are read at the end. Other such devices have no phases, only the total.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds = 0.0
+        self.device, self.seconds = device, 0.0
         self.phases: dict[str, float] = {}
-        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def start(self) -> None:
         synchronize(self.device)
         self._started = time.perf_counter()
-        self._marks = []
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
         self.lap("")
 
     def lap(self, phase: str) -> None:
@@ -86,17 +81,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 @dataclass(frozen=True)
 class Memory:
-    """A reading in bytes; None where it cannot be had. `kind` says of what.
-
-    "cuda": what PyTorch has allocated on the GPU, now and at its peak since `reset_peak_memory`.
-    "resident": the process in the CPU's memory, imports and data included, likewise.
-    "process": the same where the peak cannot be started anew: it is that of the process's whole life.
+    """A reading in bytes, now and at its peak since `reset_peak_memory`; None where it cannot be had.
 
     `parts` says what is known by arithmetic (weights, gradients, moments of the optimizer); the rest of the
     peak is what the forward pass keeps for the backward one, copies of weights, and on a CPU the program.
     """
 
-    kind: str
+    kind: str  # "cuda": allocated by PyTorch; "resident": the whole process; "process": also since its birth
     allocated_bytes: int | None
     peak_bytes: int | None
     parts: dict[str, int] = field(default_factory=dict)
@@ -119,11 +110,7 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def read_memory(device: torch.device, reset: bool = True, **parts: int) -> Memory:
-    """What the run occupies now and occupied at most.
-
-    Args:
-        reset: what `reset_peak_memory` returned when the run began.
-    """
+    """What the run occupies now, and at most since `reset_peak_memory`, whose answer is `reset`."""
     if device.type == "cuda":
         allocated = torch.cuda.memory_allocated(device)
         return Memory("cuda", allocated, torch.cuda.max_memory_allocated(device), parts)
@@ -143,9 +130,8 @@ def _status(key: str) -> int | None:
 
 
 def _peak_of_process() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    import resource  # which Windows has not
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

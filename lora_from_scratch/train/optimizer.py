@@ -1,7 +1,5 @@
 """AdamW over what learns, and its learning rate over the steps."""
 
-from __future__ import annotations
-
 import torch
 from transformers import get_scheduler
 

@@ -1,7 +1,5 @@
 """In what precision a model computes: fp32, bf16, or fp16 with its GradScaler."""
 
-from __future__ import annotations
-
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,5 +16,5 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def make_scaler(precision: torch.dtype, device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss up for fp16, whose exponent is too short for small gradients; else it does nothing."""
+    """Scales the loss up under fp16, whose exponent is too short for small gradients; else does nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

@@ -1,7 +1,5 @@
 """A whole training around the loop of `core/`: state, batches, bar, clock, log."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -35,25 +33,20 @@ def train(
     """Train what has `requires_grad`, with a learning rate that falls linearly from `lr` to 0.
 
     Args:
-        precision: torch.float32, or the dtype that the forward pass is autocast to; the trained weights and
-            the loss stay fp32. float16 gets a GradScaler, for gradients too small for its exponent.
+        precision: what the forward pass is autocast to; the trained weights and the loss stay fp32.
         generator: draws the order of the sentences, and nothing else. Dropout draws from torch's global one.
         max_steps: stop after so many steps; the learning rate then reaches 0 there.
         groups: the optimizer's parameter groups; by default only matrices are decayed.
         forward: from model, token ids and lengths to logits; by default the plain one of `core/`.
 
-    Raises:
-        UserError: the loss is no longer finite.
+    Raises UserError where the loss is no longer finite.
     """
     device = model.score.weight.device
-    steps = epochs * math.ceil(len(examples) / batch_size)
-    steps = min(steps, max_steps or steps)
+    steps = min(epochs * math.ceil(len(examples) / batch_size), max_steps or math.inf)
     optimizer = make_optimizer(groups or decay_matrices(model.parameters(), weight_decay), lr)
     schedule, scaler = make_schedule(optimizer, steps), make_scaler(precision, device)
     state = loop.TrainState(model, optimizer, schedule, scaler, weight_decay, precision, forward)
-    log, clock = StepLog(steps, state.trainable[0]), PhaseClock(device)
-
-    reset = reset_peak_memory(device)
+    log, clock, reset = StepLog(steps, state.trainable[0]), PhaseClock(device), reset_peak_memory(device)
     clock.start()
     order = list(training_batches(examples, batch_size, steps, generator))
     batches = (pad_batch(examples, indices).to(device) for indices in order)
@@ -65,7 +58,5 @@ def train(
             bar.update(len(indices))
         clock.stop()
     moments = [entry[key] for entry in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
-    memory = read_memory(
-        device, reset, gradients=tensor_bytes(state.trainable), moments=tensor_bytes(moments)
-    )
-    return log.summary(clock, memory, state.decay)
+    parts = {"gradients": tensor_bytes(state.trainable), "moments": tensor_bytes(moments)}
+    return log.summary(clock, read_memory(device, reset, **parts), state.decay)

@@ -1,0 +1,44 @@
+"""How a benchmark ends: one JSON line, and with `--out FILE` the same as a file with command, date and place.
+
+Not a benchmark itself. What stands in `results/` is written here, never by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from lora_from_scratch.train.device import environment, resolve_device
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=_new_file, metavar="FILE", help="write the results there too")
+
+
+def finish(out: Path | None, results: object, **about: object) -> None:
+    """Print the results as one JSON line; `about` goes with them, and into the file before them."""
+    about = {"environment": _environment(), **about}
+    print(json.dumps({**about, "results": results}))
+    if out:
+        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        whole = {"command": command, "date": date.today().isoformat(), **about, "results": results}
+        out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def _environment() -> dict[str, object]:
+    here = environment(resolve_device("auto"))
+    return {**here, "peft": version("peft")} if find_spec("peft") else here
+
+
+def _new_file(name: str) -> Path:
+    """Refused before hours of measuring rather than after them."""
+    path = Path(name)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{name} is not a file in a folder that is there")
+    return path
