@@ -26,7 +26,7 @@ from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.data.batches import tokenize
-from lora_from_scratch.fast.packed import Packed
+from lora_from_scratch.fast.packed_weights import Packed
 from lora_from_scratch.report.tables import markdown_table
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.execute import train_prepared
@@ -94,15 +94,15 @@ class Floor:
     """The seconds that the matrix products of a training alone would take, measured anew in every round."""
 
     def __init__(self, prepared: Prepared, packed: bool) -> None:
-        config = prepared.config
-        shapes = products(prepared.model.config, config.rank)
+        config, rank = prepared.config, prepared.config.settings.rank
+        shapes = products(prepared.model.config, rank)
         sentences, tokens = len(prepared.train_examples), int(prepared.train_examples.lengths.sum())
         self.packed = packed
         self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
         self.needed = operations(shapes, tokens, sentences)
         rows = round(tokens / sentences * config.batch_size)
         self.rows = {shape: rows if shapes[shape][0] else config.batch_size for shape in shapes}
-        self.wide = [shape for shape in shapes if min(shape) > config.rank]
+        self.wide = [shape for shape in shapes if min(shape) > rank]
         self.rates: list[float] = []  # operations a second
         self.shares: list[float] = []  # of the floor, by round
 
@@ -184,7 +184,7 @@ def main() -> None:
     gpt2 = {"model": str(flags.shared / "gpt2"), "random_init": True}
     whole = prepare(RunConfig(**gpt2, dataset=data, epochs=1, device="cpu"))
     lengths = whole.train_examples.lengths
-    shapes = products(whole.model.config, whole.config.rank)
+    shapes = products(whole.model.config, whole.config.settings.rank)
     epoch = sum(operations(shapes, int(lengths.sum()), len(lengths)).values())
 
     chosen = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))[: flags.sentences]

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.batches import tokenize
-from lora_from_scratch.data.dataset import load_labelled
+from lora_from_scratch.data.dataset import load_dataset, load_labelled
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train.evaluate import compare, predict_logits
@@ -69,6 +70,14 @@ print(answers)
     )
     assert done.returncode == 0, done.stderr
     return ast.literal_eval(done.stdout)
+
+
+@pytest.fixture
+def few_sentences(monkeypatch) -> None:
+    """merge and verify compare on 20 of the bundled sentences: less to find a difference with."""
+    whole = load_dataset("bundled")
+    few = replace(whole, validation=whole.validation.take(list(range(20))))
+    monkeypatch.setattr(commands, "load_dataset", lambda name, *_: few)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -214,7 +223,7 @@ def test_merged_logits_equal_the_adapters(runs, merged):
     )
 
 
-def test_merge_refuses_to_leave_a_broken_checkpoint(runs, capsys, tmp_path, monkeypatch):
+def test_merge_refuses_to_leave_a_broken_checkpoint(runs, few_sentences, capsys, tmp_path, monkeypatch):
     whole = commands.checkpoint.save
 
     def damaged(adapted: object, folder: Path) -> None:
@@ -254,7 +263,7 @@ def test_verify_compares_with_peft_both_ways(runs, method, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_verify_notices_another_reading(runs, capsys, monkeypatch):
+def test_verify_notices_another_reading(runs, few_sentences, capsys, monkeypatch):
     import peft
 
     right = peft.PeftModel.from_pretrained
@@ -329,7 +338,7 @@ def test_a_file_of_texts_that_is_missing_or_not_utf8(runs, capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
+def test_three_labels_from_a_csv_to_peft(few_sentences, capsys, tmp_path):
     """A file of one's own with three string labels: trains, predicts by name, merges, loads in PEFT."""
     moods = {"calm": "the sea is still and quiet", "angry": "he shouts and breaks it", "glad": "she laughs"}
     rows = [f'"{text} , {i}",{mood}' for i in range(20) for mood, text in moods.items()]

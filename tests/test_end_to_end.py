@@ -17,7 +17,7 @@ from lora_from_scratch import RunConfig, load_adapter, run
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_tokenizer
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.data.batches import bucketed_batches
-from lora_from_scratch.fast.packed import Packed
+from lora_from_scratch.fast.packed_weights import Packed
 from lora_from_scratch.runs import execute
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
 from lora_from_scratch.runs.folder import write_trained

@@ -278,7 +278,8 @@ def test_ctrl_c_while_the_weights_are_written_writes_them_all_the_same(tmp_path,
         whole(*arguments)
 
     monkeypatch.setattr(peft, "save", interrupted_once)
-    assert main_fails(capsys, tmp_path / "run", 130).startswith("interrupted")
+    line = main_fails(capsys, tmp_path / "run", 130)
+    assert line == f"interrupted; what was trained is in {tmp_path / 'run'}"
     assert_trained_is_kept(tmp_path / "run")
 
 

@@ -104,7 +104,7 @@ def test_what_stands_behind_the_end_is_never_read(tiny_gpt2, pad, classify):
 
 @pytest.mark.parametrize("method", ["none", "head", "lora", "prelayer", "full"])
 def test_a_frozen_base_in_bf16_gives_what_autocast_gives(tiny_gpt2, method):
-    from lora_from_scratch.fast.packed import keep_frozen_in_bf16
+    from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 
     adapt(tiny_gpt2, RunConfig(method=method))
     randomize_lora(tiny_gpt2)

@@ -98,7 +98,6 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
     try:
         evaluation = execute.evaluate_prepared(prepared)
         results = runs.write_record(record.run_record(prepared, training, evaluation, folder), folder)
-        print(f"\n{screen.summary(results)}")
         if training and not prepared.config.random_init:
             _add(runs.CARD, lambda: card.model_card(results).encode(), folder)
         if training:
@@ -107,6 +106,7 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
         raise KeyboardInterrupt(kept) from interrupt
     except (UserError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: PyTorch out of memory
         raise UserError(_one_line(error) + kept) from error
+    print(f"\n{screen.summary(results)}")
     print(f"written     {folder}: {', '.join(sorted(runs.files_of_earlier_run(folder)))}")
 
 

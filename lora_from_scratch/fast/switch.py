@@ -9,7 +9,7 @@ from transformers import GPT2ForSequenceClassification
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.fast.dropout import cheap_dropout
 from lora_from_scratch.fast.embedding_rows import Occurring, occurring_rows
-from lora_from_scratch.fast.packed import keep_frozen_in_bf16, packed_layers
+from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16, packed_layers
 
 
 @contextmanager

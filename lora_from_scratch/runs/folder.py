@@ -51,9 +51,9 @@ def write_trained(prepared: Prepared, training: Training | None, folder: Path) -
     """
     try:
         _write_trained(prepared, training, folder)
-    except KeyboardInterrupt:  # what took so long is written all the same
+    except KeyboardInterrupt as interrupt:  # what took so long is written all the same
         _write_trained(prepared, training, folder)
-        raise
+        raise KeyboardInterrupt(f"; what was trained is in {folder}") from interrupt
     except OSError as error:
         rescue = Path(tempfile.mkdtemp(prefix="lora-from-scratch-"))
         try:

@@ -15,7 +15,7 @@ from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.data.batches import TokenizedExamples, pad_batch, sorted_batches
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.fast.gpt2 import classify
-from lora_from_scratch.fast.packed import packed_layers
+from lora_from_scratch.fast.packed_weights import packed_layers
 from lora_from_scratch.train.measure import Memory, read_memory, reset_peak_memory
 from lora_from_scratch.train.precision import DTYPES
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.fast.gpt2 import classify
-from lora_from_scratch.fast.packed import Packed, keep_frozen_in_bf16, packed_layers
+from lora_from_scratch.fast.packed_weights import Packed, keep_frozen_in_bf16, packed_layers
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 IDS = torch.randint(1, 50, (5, 12), generator=torch.Generator().manual_seed(3))
