@@ -132,6 +132,21 @@ def test_files_go_both_ways(tmp_path, rank, targets, labels):
     torch.testing.assert_close(logits(back), expected, rtol=0, atol=1e-6)
 
 
+def test_a_loaded_adapter_with_dropout_gives_pefts_logits(tmp_path):
+    """Into a model as from_pretrained gives it, in eval mode: no dropout, here as there."""
+    base_model().save_pretrained(tmp_path / "base")
+    base = GPT2ForSequenceClassification.from_pretrained(tmp_path / "base")
+    ours = adapt(copy.deepcopy(base), RunConfig(rank=4, dropout=0.5))
+    randomize_lora(ours)
+    save_adapter(ours, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "adapter"))
+    expected = logits(theirs)
+    assert (expected - logits(base)).abs().max() > 0.01
+    back = load_adapter(base, tmp_path / "adapter")
+    torch.testing.assert_close(logits(back), expected, rtol=0, atol=1e-6)
+    assert (logits(back.train()) - expected).abs().max() > 0.01  # dropout is there, for training
+
+
 @pytest.mark.parametrize("targets", TARGET_SETS)
 def test_merging_is_the_same(tmp_path, targets):
     theirs = in_peft(base_model(), targets, rank=4)

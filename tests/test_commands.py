@@ -23,6 +23,7 @@ from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import load_dataset, load_labelled
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs.predict import predict
+from lora_from_scratch.train import evaluate
 from lora_from_scratch.train.evaluate import compare, predict_logits
 
 METHODS = ("head", "full", "lora", "prelayer")
@@ -235,6 +236,26 @@ def test_merge_refuses_to_leave_a_broken_checkpoint(runs, few_sentences, capsys,
     monkeypatch.setattr(commands.checkpoint, "save", damaged)
     line = fails(capsys, "merge", "--adapter", str(runs / "lora"), "--out", str(tmp_path / "out"))
     assert "the merged model is not the adapted one: max |delta logit|" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("merge", "the merged model is not the adapted one"), ("verify", "read by PEFT, gives other logits")],
+)
+def test_the_other_side_is_transformers_own_forward_pass(
+    runs, few_sentences, capsys, tmp_path, monkeypatch, command, message
+):
+    """A mistake in this project's forward pass, which would be on both sides otherwise, is noticed."""
+    ours = evaluate.classify
+
+    def mistaken(model: torch.nn.Module, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return ours(model, ids, (lengths - 1).clamp(min=1))  # reads the last token but one
+
+    monkeypatch.setattr(evaluate, "classify", mistaken)
+    out = ["--out", str(tmp_path / "out")] if command == "merge" else []
+    assert message in fails(capsys, command, "--adapter", str(runs / "lora"), *out)
     assert not list(tmp_path.iterdir())
 
 

@@ -18,6 +18,8 @@ from lora_from_scratch import RunConfig, UserError
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.cli.main import train_into
+from lora_from_scratch.data import dataset
+from lora_from_scratch.data.dataset import BUNDLED_DATASET
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs.folder import check_folder, files_of_earlier_run
 from lora_from_scratch.runs.prepare import prepare
@@ -36,6 +38,18 @@ WEIGHTS = {
     "lora": {"adapter_config.json", "adapter_model.safetensors"},
     "prelayer": {"adapter_config.json", "adapter_model.safetensors"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_sentences(tmp_path_factory):
+    """Of the bundled sentences the first 40 and 20: how many there are does not matter here."""
+    few = tmp_path_factory.mktemp("few")
+    for name, rows in (("train.tsv", 40), ("validation.tsv", 20)):
+        lines = (BUNDLED_DATASET / name).read_text().splitlines(keepends=True)
+        (few / name).write_text("".join(lines[: rows + 1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "BUNDLED_DATASET", few)
+        yield
 
 
 def train(folder: Path, **changes: object) -> dict[str, object]:
@@ -104,14 +118,14 @@ def test_the_record_says_what_was_measured_on_what(runs):
         "name": "bundled",
         "weights_sha256": weights_fingerprint(base, ["score.weight"]),
     }
-    dataset = prepare(QUICK).dataset
-    labels = predict(load_adapted(runs / "lora"), dataset.validation.sentences)
+    validation = prepare(QUICK).dataset.validation
+    labels = predict(load_adapted(runs / "lora"), validation.sentences)
     evaluation = record["evaluation"]
-    assert evaluation["labels"] == dataset.validation.labels and evaluation["precision"] == "fp32"
+    assert evaluation["labels"] == validation.labels and evaluation["precision"] == "fp32"
     assert [record["data"]["label_names"][i] for i in evaluation["predictions"]] == [p.label for p in labels]
     assert evaluation["probabilities"] == pytest.approx([p.probability for p in labels], abs=2e-6)
     right = sum(a == b for a, b in zip(evaluation["labels"], evaluation["predictions"], strict=True))
-    assert record["accuracy"] == pytest.approx(100 * right / 498) and record["f1_of"] == "positive"
+    assert record["accuracy"] == pytest.approx(100 * right / 20) and record["f1_of"] == "positive"
 
 
 @pytest.mark.parametrize("method", ["head", "full", "lora", "prelayer"])
@@ -206,7 +220,7 @@ def test_what_was_trained_survives_the_evaluation(tmp_path, capsys, monkeypatch,
 def test_logits_that_are_not_finite_lose_nothing(tmp_path, capsys, monkeypatch):
     from lora_from_scratch.train import evaluate
 
-    monkeypatch.setattr(evaluate, "predict_logits", lambda *_, **__: torch.full((498, 2), float("nan")))
+    monkeypatch.setattr(evaluate, "predict_logits", lambda *_, **__: torch.full((20, 2), float("nan")))
     assert "logits are not finite" in main_fails(capsys, tmp_path / "run", 2)
     assert_trained_is_kept(tmp_path / "run")
 

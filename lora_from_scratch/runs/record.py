@@ -26,8 +26,10 @@ def run_record(
     """The record of a run; without its evaluation, as it stands between training and measuring."""
     config, dataset, train = prepared.config, prepared.dataset, prepared.train_examples
     about = {
-        **{"kind": "run", "method": config.method},
-        **{"model": prepared.model_name, "dataset": prepared.dataset_name},
+        "kind": "run",
+        "method": config.method,
+        "model": prepared.model_name,
+        "dataset": prepared.dataset_name,
         "base": {"name": config.model, "weights_sha256": prepared.base_digest},
         "config": config.as_dict(),
     }
@@ -55,8 +57,12 @@ def evaluation_record(
     trained = [name for name, p in adapted.model.named_parameters() if p.requires_grad]
     base = {"name": adapted.base_name, "weights_sha256": weights_fingerprint(adapted.model, trained)}
     about = {
-        **{"kind": "evaluation", "method": str(adapter), "config": config, "base": base},
-        **{"model": display_name(adapted.base_name or str(adapter)), "dataset": config["dataset"]},
+        "kind": "evaluation",
+        "method": str(adapter),
+        "model": display_name(adapted.base_name or str(adapter)),
+        "dataset": config["dataset"],
+        "base": base,
+        "config": config,
     }
     data = {"validation_name": source, "label_names": adapted.label_names}
     return _record(about, data, adapted.model, examples, None, evaluation, output_dir)
