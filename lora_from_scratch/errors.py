@@ -11,3 +11,8 @@ class UserError(ValueError):
 
 class NotFound(UserError):
     """Neither a file or folder nor the hub nor its cache holds what was named."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

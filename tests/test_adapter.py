@@ -265,3 +265,17 @@ def test_an_adapter_on_weights_that_are_shared_is_refused_before_the_model_is_to
     with pytest.raises(UserError):
         load_adapter(base, folder)
     assert [(name, p.requires_grad) for name, p in base.named_parameters()] == before
+
+
+@pytest.mark.parametrize("modules", [["h.0.ln_1", "score"], ["h.1", "score"], ["ln_f", "score"]])
+def test_modules_that_learn_whole_come_back_whatever_shares_their_last_name(tiny_gpt2, tmp_path, modules):
+    base = copy.deepcopy(tiny_gpt2)
+    inject_lora(tiny_gpt2, ["h.0.attn.c_attn"], rank=2, alpha=4, modules_to_save=modules)
+    randomize_lora(tiny_gpt2)
+    with torch.no_grad():
+        for parameter in tiny_gpt2.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    save_adapter(tiny_gpt2, tmp_path)
+    back, expected = load_adapter(base, tmp_path).state_dict(), tiny_gpt2.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in back.items())

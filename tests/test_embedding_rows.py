@@ -31,11 +31,12 @@ def test_the_same_weights_as_with_every_row(method, tiny_examples):
         training = train(model, occurring.examples, **options, generator=torch.Generator().manual_seed(0))
         occurring.decay = training.decay
     assert model.transformer.wte is whole
-    assert 0 < training.decay < 1 - 0.01
+    assert training.decay["wte"] == training.decay["wpe"]
+    assert 0 < training.decay["wte"] < 1 - 0.01
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-10, atol=1e-12)
     unused = before["transformer.wte.weight"][20]
-    torch.testing.assert_close(model.transformer.wte.weight[20], unused * training.decay)
+    torch.testing.assert_close(model.transformer.wte.weight[20], unused * training.decay["wte"])
 
 
 @pytest.mark.parametrize("method", ["lora", "head"])
@@ -44,7 +45,7 @@ def test_frozen_embeddings_stay_as_they_are(method, tiny_gpt2, tiny_examples):
     wte = tiny_gpt2.transformer.wte
     with occurring_rows(tiny_gpt2, tiny_examples) as occurring:
         assert tiny_gpt2.transformer.wte is wte and occurring.examples is tiny_examples
-        occurring.decay = 0.5
+        occurring.decay = {"wte": 0.5}
     assert tiny_gpt2.transformer.wte is wte and not (wte.weight == 0).all()
 
 
@@ -54,3 +55,30 @@ def test_after_an_error_the_embeddings_are_whole_again(tiny_gpt2, tiny_examples)
     with pytest.raises(KeyboardInterrupt), occurring_rows(tiny_gpt2, tiny_examples):
         raise KeyboardInterrupt
     assert tiny_gpt2.transformer.wte is wte and torch.equal(wte.weight, before)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_the_rows_left_out_decay_as_their_own_parameter_group_does(tiny_examples, decay):
+    """A method may give its embeddings a weight decay or a rate of their own."""
+    torch.manual_seed(0)
+    config = tiny_config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    model = adapt(GPT2ForSequenceClassification(config), RunConfig(method="prelayer")).double()
+    reference = copy.deepcopy(model)
+    options = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.1, "precision": torch.float32}
+
+    def groups(model: GPT2ForSequenceClassification) -> list[dict[str, object]]:
+        wte, wpe = model.transformer.wte.weight, model.transformer.wpe.weight
+        return [
+            {"params": [model.score.weight], "weight_decay": 0.1},
+            {"params": [wte], "weight_decay": decay, "lr": 3e-2},
+            {"params": [wpe], "weight_decay": 0.2},
+        ]
+
+    draw = torch.Generator().manual_seed(0)
+    train(reference, tiny_examples, **options, generator=draw, groups=groups(reference))
+    with occurring_rows(model, tiny_examples) as occurring:
+        draw = torch.Generator().manual_seed(0)
+        training = train(model, occurring.examples, **options, generator=draw, groups=groups(model))
+        occurring.decay = training.decay
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-10, atol=1e-12)

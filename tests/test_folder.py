@@ -21,7 +21,7 @@ from lora_from_scratch.cli.main import train_into
 from lora_from_scratch.data import dataset
 from lora_from_scratch.data.dataset import BUNDLED_DATASET
 from lora_from_scratch.formats.adapted import load_adapted
-from lora_from_scratch.runs.folder import check_folder, files_of_earlier_run
+from lora_from_scratch.runs.folder import check_folder, listed_files
 from lora_from_scratch.runs.prepare import prepare
 
 QUICK = RunConfig(
@@ -77,22 +77,44 @@ def test_each_run_leaves_its_own_files_and_none_of_the_run_before(tmp_path):
         assert set(record["files"]) == left and names(tmp_path) == left | {"notes.txt"}
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "config.json", "model.safetensors", "adapter_config.json", "training.png", "metrics.jsonl"],
+)
 def test_files_of_somebody_else_are_not_replaced(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"holds a {name} that is no earlier run's"):
         check_folder(tmp_path)
+    assert names(tmp_path) == {name}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": ["../outside"]}'])
-def test_a_results_file_that_lists_nothing_usable(tmp_path, text):
-    outside = tmp_path / "outside"
-    outside.write_text("mine")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "results.json").write_text(text)
-    train(folder, method="none")
-    assert outside.read_text() == "mine"
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": ["thesis.docx", "results.json"]}'])
+def test_a_results_file_of_somebody_elses_is_not_replaced(tmp_path, text):
+    (tmp_path / "thesis.docx").write_text("mine")
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"holds a results\.json that is no earlier run's"):
+        train(tmp_path, method="none")
+    assert names(tmp_path) == {"thesis.docx", "results.json"}
+
+
+@pytest.mark.parametrize("listed", ["thesis.docx", "../outside", ".."])
+def test_a_record_cannot_name_files_that_no_run_writes(tmp_path, listed):
+    (tmp_path / "outside").write_text("mine")
+    record = train(tmp_path / "run", method="none")
+    (tmp_path / "run" / "thesis.docx").write_text("mine")
+    (tmp_path / "run" / "results.json").write_text(
+        json.dumps({**record, "files": [*record["files"], listed]})
+    )
+    train(tmp_path / "run", method="none")
+    assert names(tmp_path / "run") == {*record["files"], "thesis.docx"} and (tmp_path / "outside").exists()
+
+
+def test_the_bases_own_folder_is_no_place_for_what_is_trained_on_it(tmp_path):
+    train(tmp_path / "full", method="full")
+    before = names(tmp_path / "full")
+    with pytest.raises(UserError, match="is where --model lies"):
+        train(tmp_path / "full", method="lora", model=str(tmp_path / "full"))
+    assert names(tmp_path / "full") == before
 
 
 def test_random_weights_are_not_saved(tmp_path):
@@ -253,7 +275,7 @@ def test_a_picture_or_card_that_fails_is_a_warning(tmp_path, capsys, monkeypatch
     for lost in [name] if name else sorted(SEEN):
         assert f"warning: {tmp_path / 'run'} has no {lost}: 'no such key'" in err
     left = FIGURES | WEIGHTS["lora"] | (SEEN - {name} if name else set())
-    assert names(tmp_path / "run") == left == files_of_earlier_run(tmp_path / "run")
+    assert names(tmp_path / "run") == left == listed_files(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"] > 0
 
 
@@ -319,9 +341,8 @@ def test_a_disk_that_is_full_for_the_weights_sends_them_elsewhere(tmp_path, caps
     assert names(tmp_path) == {"elsewhere"}
 
 
-@pytest.mark.parametrize(
-    "room", [100, 10_000, 25_000]
-)  # bytes a file: for none, not the weights, not the picture
+# Room in bytes for each file: for none at all, for all but the weights, for all but the picture.
+@pytest.mark.parametrize("room", [100, 10_000, 25_000])
 def test_a_full_disk(tmp_path, capsys, monkeypatch, room):
     import tempfile
 
@@ -336,9 +357,9 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch, room):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in line
     if room == 25_000:
-        assert line.startswith("warning: ") and names(tmp_path / "run") == FIGURES | WEIGHTS["lora"] | {
-            "README.md"
-        }
+        left = FIGURES | WEIGHTS["lora"] | {"README.md"}
+        assert line.startswith("warning: ") and names(tmp_path / "run") == left
+        assert listed_files(tmp_path / "run") == left
     else:
         assert names(tmp_path) == {"elsewhere"} and not names(tmp_path / "elsewhere")
 
@@ -410,3 +431,56 @@ def test_a_run_on_the_bundle_and_one_on_gpt2_do_not_share_a_folder(tmp_path, mon
 
     (folder,) = (tmp_path / "runs").iterdir()
     assert "model-bundled" in folder.name and "dataset-bundled" in folder.name
+
+
+def test_a_full_disk_under_a_whole_checkpoint_is_one_line_too(tmp_path, capsys, monkeypatch):
+    """safetensors has an error of its own for it, which is no OSError."""
+    import tempfile
+
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    flags = [flag for flag in FLAGS if flag not in ("--rank", "1")] + ["--max-steps", "1", "--method", "full"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        assert cli.main([*flags, "--output-dir", str(tmp_path / "run")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capsys.readouterr().err
+    assert "File too large" in err and "Traceback" not in err
+    assert names(tmp_path) == {"elsewhere"} and not names(tmp_path / "elsewhere")
+
+
+def test_whatever_stops_the_writing_sends_the_weights_elsewhere(tmp_path, capsys, monkeypatch):
+    """Not a full disk alone: also out of memory, or a file system's refusal after an interruption."""
+    import tempfile
+
+    from lora_from_scratch.formats import peft
+
+    whole, errors = peft.save, [KeyboardInterrupt(), MemoryError()]
+
+    def fails_twice(*arguments: object) -> None:
+        if errors:
+            raise errors.pop(0)
+        whole(*arguments)
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(peft, "save", fails_twice)
+    line = main_fails(capsys, tmp_path / "run", 2)
+    (rescue,) = (tmp_path / "elsewhere").iterdir()
+    assert line == f"error: MemoryError; what was trained is in {rescue}"
+    assert_trained_is_kept(rescue)
+
+
+def test_a_defect_of_pytorchs_kind_is_not_taken_for_a_full_memory(tmp_path, monkeypatch):
+    from lora_from_scratch.runs import execute
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(execute, "evaluate_prepared", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.main([*FLAGS, "--output-dir", str(tmp_path / "run")])
+    assert_trained_is_kept(tmp_path / "run")

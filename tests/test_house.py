@@ -123,7 +123,7 @@ ids = torch.randint(1, 20, (16, 6))
 batch = Batch(ids, torch.full((16,), 6), ids[:, 5] % 2)
 optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 schedule = get_scheduler("constant", optimizer)
-state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False), weight_decay=0.0)
+state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
 losses = [step.loss.item() for step in train(state, [batch] * 200)]
 (logits,) = predict(model, [batch])
 assert losses[0] > 0.5 and losses[-1] < 0.1, losses

@@ -180,6 +180,8 @@ def test_everything_else_is_frozen_but_what_is_named(tiny_gpt2):
         inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4, modules_to_save=["nope"])
     with pytest.raises(UserError, match="score is named as a target of LoRA and as learning whole"):
         inject_lora(tiny_gpt2, ["score"], rank=2, alpha=4, modules_to_save=["score"])
+    with pytest.raises(UserError, match=r"c_attn is named as a target of LoRA and as learning whole"):
+        inject_lora(tiny_gpt2, ["c_attn"], rank=2, alpha=4, modules_to_save=["h.1"])
     assert not list(lora_layers(tiny_gpt2))
 
 

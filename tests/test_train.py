@@ -174,7 +174,7 @@ def test_decay_is_counted_on_the_steps_that_are_taken(tiny_gpt2, tiny_examples):
     expected = 1.0
     for row in taken:
         expected *= 1 - row["lr"] * 0.5
-    assert training.decay == pytest.approx(expected, rel=1e-12)
+    assert training.decay == pytest.approx({"wte": expected, "wpe": expected}, rel=1e-12)
 
 
 def test_memory_is_read_while_the_optimizer_is_alive(tiny_gpt2, tiny_examples):

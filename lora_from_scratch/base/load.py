@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lora_from_scratch.errors import NotFound, UserError
+from lora_from_scratch.errors import NotFound, UserError, first_line
 
 BUNDLED = "bundled"
 BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "mini-gpt2"
@@ -26,7 +26,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # many kinds are raised; all mean that the files are bad
-        raise UserError(f"model {name!r} has no tokenizer that loads: {_first_line(error)}") from error
+        raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)}") from error
     known, embedded = len(tokenizer), config.vocab_size
     if known < 2:  # what transformers makes of a folder without tokenizer files
         raise UserError(f"model {name!r} has no tokenizer: tokenizer.json is missing")
@@ -75,6 +75,11 @@ def load_model(
     return model
 
 
+def lasting_name(name: str) -> str:
+    """A name that finds the model from any folder: a folder's is its whole path."""
+    return os.path.realpath(name) if name != BUNDLED and os.path.isdir(name) else name
+
+
 def display_name(name: str) -> str:
     return "mini-gpt2 (bundled)" if name == BUNDLED else name
 
@@ -92,7 +97,7 @@ def _find(name: str) -> tuple[str, GPT2Config]:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         if is_folder:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise UserError(f"model folder {name!r}: config.json is damaged ({reason})") from error
         raise NotFound(
             f"model {name!r} is neither here nor in the hub's cache, and the hub does not give it: "
@@ -115,13 +120,9 @@ def _load_weights(name: str, path: str, config: GPT2Config) -> tuple[GPT2ForSequ
             output_loading_info=True,
         )
     except Exception as error:  # many kinds are raised; all mean that the files are bad
-        raise UserError(f"the weights of model {name!r} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)}") from error
     unusable = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     broken = sorted(unusable - {"score.weight"})
     if broken:
         raise UserError(f"model {name!r} lacks a usable {broken[0]} (and {len(broken) - 1} other tensors)")
     return model, "score.weight" in unusable
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

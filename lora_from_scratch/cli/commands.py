@@ -149,7 +149,8 @@ def _our_logits(adapted: Adapted, texts: list[str]) -> torch.Tensor:
 @torch.no_grad()
 def _their_logits(adapted: Adapted, texts: list[str]) -> torch.Tensor:
     """What transformers itself computes: its tokenizer's padding and mask, its own forward pass."""
-    options = {"padding": True, "truncation": True, "return_tensors": "pt", "add_special_tokens": False}
+    options = {"padding": True, "truncation": True, "max_length": adapted.model.config.n_positions}
+    options |= {"return_tensors": "pt", "add_special_tokens": False}
     parts = [adapted.tokenizer(texts[i : i + 32], **options) for i in range(0, len(texts), 32)]
     return torch.cat([adapted.model(p.input_ids, attention_mask=p.attention_mask).logits for p in parts])
 

@@ -5,7 +5,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from lora_from_scratch.methods import METHODS
+from lora_from_scratch.methods import DEFAULT, METHODS
 from lora_from_scratch.runs.config import PRECISIONS, RECIPES, RunConfig
 
 COMMANDS = {
@@ -33,7 +33,7 @@ def run_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     summaries = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
-    parser.add_argument("--method", choices=tuple(METHODS), help=f"{summaries} (default: lora)")
+    parser.add_argument("--method", choices=tuple(METHODS), help=f"{summaries} (default: {DEFAULT})")
     common = RunConfig.__dataclass_fields__.keys() - {"method", "settings"}
     _add_flags(parser.add_argument_group("of every method"), RunConfig, common)
     seen: set[str] = set()  # a flag that two methods share is shown once

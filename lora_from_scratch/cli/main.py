@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
 from lora_from_scratch.errors import UserError
-from lora_from_scratch.methods import method_named
+from lora_from_scratch.methods import DEFAULT, method_named
 from lora_from_scratch.runs.config import RECIPES, RunConfig
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _train(flags: dict[str, object]) -> None:
 
 def _config(flags: dict[str, object]) -> RunConfig:
     """The flags over those of a recipe, as far as the method has them; a flag of another gives a warning."""
-    method = method_named(flags.get("method", "lora"))
+    method = method_named(flags.get("method", DEFAULT))
     own = {*RunConfig.__dataclass_fields__, *method.Settings.__dataclass_fields__}
     asked = {**RECIPES.get(flags.pop("recipe", None), {}), **flags}
     for name in flags.keys() - own:
@@ -92,6 +92,11 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
     from lora_from_scratch.runs import folder as runs
 
     runs.check_folder(folder)
+    base = Path(prepared.config.model)
+    if base.is_dir() and folder.exists() and folder.samefile(base):
+        raise UserError(
+            f"--output-dir {folder} is where --model lies: what is trained would replace its base"
+        )
     training = execute.train_prepared(prepared)
     runs.write_trained(prepared, training, folder)
     kept = f"; what was trained is in {folder}"
@@ -104,10 +109,12 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
             _add(runs.PICTURE, lambda: picture.draw_training(results, training.metrics), folder)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(kept) from interrupt
-    except (UserError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: PyTorch out of memory
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in f"{type(error)} {error}".lower():
+            raise  # a defect, where PyTorch out of memory is not
         raise UserError(_one_line(error) + kept) from error
     print(f"\n{screen.summary(results)}")
-    print(f"written     {folder}: {', '.join(sorted(runs.files_of_earlier_run(folder)))}")
+    print(f"written     {folder}: {', '.join(sorted(runs.listed_files(folder)))}")
 
 
 def _add(name: str, make: Callable[[], bytes | None], folder: Path) -> None:

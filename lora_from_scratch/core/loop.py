@@ -1,7 +1,7 @@
 """The training loop, in the open: forward, loss, backward, clip, step. And the same forward, to measure."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -35,10 +35,13 @@ class TrainState:
     optimizer: torch.optim.Optimizer  # over what learns, and nothing else
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler  # enabled for fp16 alone
-    weight_decay: float
     precision: torch.dtype = torch.float32  # of the forward pass; what learns stays as it is
     forward: Forward = classify
-    decay: float = 1.0  # what weight decay alone has made of a weight that gets no gradient, as a factor
+    # What weight decay alone has made of a weight that gets no gradient, as a factor, by parameter group.
+    decays: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.decays = self.decays or [1.0] * len(self.optimizer.param_groups)
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -81,8 +84,9 @@ def train_step(state: TrainState, batch: Batch, lap: Callable[[str], None]) -> S
     scaler.step(optimizer)
     scaler.update()
     if scaler.get_scale() >= scale:  # else fp16 gradients overflowed and the step was left out
+        groups = zip(state.decays, optimizer.param_groups, strict=True)
+        state.decays = [decay * (1 - group["lr"] * group["weight_decay"]) for decay, group in groups]
         schedule.step()
-        state.decay *= 1 - lr * state.weight_decay
     optimizer.zero_grad()
     lap("optimizer")
     return Step(loss.detach(), gradient_norm, lr)

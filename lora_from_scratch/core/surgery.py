@@ -39,9 +39,7 @@ def inject_lora(
     if not target_modules:
         raise UserError("no target modules were named: LoRA needs at least one, such as attn.c_attn")
     targets, whole = _matches(model, target_modules), _matches(model, modules_to_save)
-    for name in targets.keys() & whole.keys():
-        raise UserError(f"{name} is named as a target of LoRA and as learning whole: leave one out")
-    _check_targets(model, targets, dropout)
+    _check_targets(model, targets, whole, dropout)
 
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:  # all are built before the first is placed: an error leaves the model as it was
@@ -113,8 +111,12 @@ def _matches(model: nn.Module, suffixes: Sequence[str]) -> dict[str, nn.Module]:
     return names
 
 
-def _check_targets(model: nn.Module, targets: dict[str, nn.Module], dropout: float) -> None:
+def _check_targets(
+    model: nn.Module, targets: dict[str, nn.Module], whole: dict[str, nn.Module], dropout: float
+) -> None:
     for name, module in targets.items():
+        if any(name == other or name.startswith(f"{other}.") for other in whole):
+            raise UserError(f"{name} is named as a target of LoRA and as learning whole: leave one out")
         if not isinstance(module, (nn.Linear, Conv1D)):
             kind = type(module).__name__
             raise UserError(f"target {name} is a {kind}: LoRA wraps nn.Linear and Conv1D layers")

@@ -1,7 +1,7 @@
 """Labelled sentences of a dataset on the hub, or in its cache."""
 
 from lora_from_scratch.data.rows import Columns, Row, make_row
-from lora_from_scratch.errors import NotFound, UserError
+from lora_from_scratch.errors import NotFound, UserError, first_line
 
 ALIASES = {"sst2": ("nyu-mll/glue", "sst2")}  # hub id and configuration behind a short name
 
@@ -17,7 +17,7 @@ def rows_of_hub(name: str, columns: Columns) -> tuple[list[Row], list[Row], str,
     try:
         splits = datasets.load_dataset(*ALIASES.get(name, (name,)))
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"dataset {name!r} does not load from the hub: {reason}") from error
     except OSError as error:
         raise NotFound(

@@ -4,9 +4,9 @@ The gradient of a row whose token never occurs is zero in every step, and so are
 that happens to it is decay, w <- w (1 - lr_t * weight_decay). Of GPT-2's 50,257 rows SST-2 holds 13,000.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ class Occurring:
     """The examples under the ids of the small embeddings, and what the rows left out have to be scaled by."""
 
     examples: TokenizedExamples
-    decay: float = 1.0
+    decay: Mapping[str, float] = field(default_factory=dict)  # by embedding
 
 
 @contextmanager
@@ -44,6 +44,6 @@ def occurring_rows(model: GPT2ForSequenceClassification, examples: TokenizedExam
     finally:
         for name, embedding in whole.items():
             with torch.no_grad():
-                embedding.weight.mul_(occurring.decay)
+                embedding.weight.mul_(occurring.decay.get(name, 1.0))
                 embedding.weight[rows[name]] = getattr(gpt2, name).weight
             setattr(gpt2, name, embedding)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.formats.adapted import PIPELINE, Adapted
 
@@ -16,12 +18,15 @@ def is_in(folder: Path) -> bool:
 
 def save(adapted: Adapted, folder: Path) -> None:
     """Write configuration with label names, weights and tokenizer; raises `OSError` if there is no room."""
-    adapted.model.save_pretrained(folder)
+    try:
+        adapted.model.save_pretrained(folder)
+    except SafetensorError as error:  # how safetensors reports the operating system's refusals
+        raise OSError(f"{folder}: {error}") from error
     adapted.tokenizer.save_pretrained(folder)
 
 
 def load(folder: Path, base_name: str | None = None) -> Adapted:
-    """The model as it stands there, everything able to learn; raises what `load_model` does."""
+    """The model as it stands there, everything able to learn; raises what loading tokenizer and model do."""
     tokenizer = load_tokenizer(str(folder))
     return Adapted(load_model(str(folder), None, tokenizer.pad_token_id), tokenizer, None)
 

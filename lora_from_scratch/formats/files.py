@@ -17,9 +17,9 @@ def appearing(folder: Path) -> Iterator[Path]:
     """`with appearing(folder) as aside:` what is written into `aside` moves into `folder` at the end.
 
     A folder that was not there appears at once with all its files; into one that was, they move one by one,
-    each whole. Missing parents are made. After an error (`OSError` for a full disk, an interruption)
-    everything is as it was, and `aside` is gone; what a killed process left of it goes the next time that
-    the folder is written, an hour later or more.
+    each whole. Missing parents are made. After an error in the block (`OSError` for a full disk, an
+    interruption) everything is as it was, and `aside` is gone; what a killed process left of it goes the next
+    time that the folder is written, an hour later or more.
     """
     folder = folder.absolute()
     place = folder if folder.exists() else folder.parent
@@ -67,5 +67,5 @@ def _publish(path: Path) -> None:
     os.umask(mask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
     if path.is_file():
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows flushes only what it may write
             os.fsync(file.fileno())

@@ -60,7 +60,7 @@ def save(adapted: Adapted, folder: Path) -> None:
 
 
 def load(folder: Path, base_name: str | None = None) -> Adapted:
-    """The base that the files name, with `load_adapter` applied."""
+    """The base that the files name, with `load_adapter` applied; raises what that and `load_base` do."""
     name = base_name or read_config(folder).get("base_model_name_or_path")
     tensors, metadata = read_tensors(folder / WEIGHTS)
     base = load_base(folder / WEIGHTS, name, metadata, tensors.get(PREFIX + HEAD_WEIGHT))
@@ -161,14 +161,17 @@ def _configuration(model: nn.Module, whole: list[str], base_name: str | None) ->
         if _targeted(model, targets).keys() != layers.keys():
             targets = sorted(layers)
     bases = [getattr(module, "base_layer", module) for module in _targeted(model, targets).values()]
+    # Modules by their last name, if that names just what learns whole, else in full.
     modules = sorted({name.split(".")[-2] for name in whole})
+    if {name for name, _ in model.named_parameters() if _within(name, modules)} != set(whole):
+        modules = sorted({name.rpartition(".")[0] for name in whole})
 
     config = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "init_lora_weights": True}
     config |= {"r": rank, "lora_dropout": dropout, "target_modules": targets}
     config["lora_alpha"] = int(alpha) if alpha == int(alpha) else alpha
     config["base_model_name_or_path"] = base_name or getattr(model, "name_or_path", None)
     config["fan_in_fan_out"] = any(isinstance(base, Conv1D) for base in bases)
-    config["task_type"] = "SEQ_CLS" if "score" in modules else None
+    config["task_type"] = "SEQ_CLS" if "score.weight" in whole else None
     # PEFT names both of the usual heads for every sequence classifier.
     config["modules_to_save"] = ["classifier", "score"] if modules == ["score"] else modules
     return config
@@ -191,10 +194,17 @@ def _fitting(model: nn.Module, config: dict[str, object], stored: Tensors, folde
         if not isinstance(module, (nn.Linear, Conv1D)):
             raise UserError(f"{folder / CONFIG}: target {name} is a {type(module).__name__} in this model")
     saved = config.get("modules_to_save") or []
-    whole = {n: p.shape for n, p in model.named_parameters() if any(m in n.split(".")[:-1] for m in saved)}
+    whole = {name: p.shape for name, p in model.named_parameters() if _within(name, saved)}
     shapes = _lora_shapes(targets, config["r"]) | whole
     check_shapes(stored, {_file_key(name): shape for name, shape in shapes.items()}, folder / WEIGHTS)
     return {name: stored[_file_key(name)] for name in shapes}
+
+
+def _within(parameter: str, modules: list[str]) -> bool:
+    """Whether a parameter belongs to a module that one of the dotted suffixes names."""
+    parts = parameter.split(".")[:-1]
+    paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(is_suffix(module, path) for module in modules for path in paths)
 
 
 def _targeted(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]:

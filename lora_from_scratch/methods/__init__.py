@@ -11,6 +11,7 @@ from lora_from_scratch.methods.none import NoFineTuning
 from lora_from_scratch.methods.prelayer import PreLayer
 
 METHODS: dict[str, Method] = {}
+DEFAULT = LoRA.name
 
 
 def register(method: Method) -> None:

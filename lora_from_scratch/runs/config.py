@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from lora_from_scratch.errors import UserError
-from lora_from_scratch.methods import METHODS, method_named
+from lora_from_scratch.methods import DEFAULT, METHODS, method_named
 from lora_from_scratch.methods.interface import Method, at_least_one, flag, positive
 
 if TYPE_CHECKING:
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
-# The recipe behind the published table: one learning rate for every method, whatever suits it.
-_PUBLISHED_LORA = {"rank": 4, "alpha": 16.0, "dropout": 0.05, "target_modules": ("attn.c_attn",)}
-_PUBLISHED = {"epochs": 2, "batch_size": 16, "lr": 2e-4, "weight_decay": 0.01, "max_length": 128}
-RECIPES: dict[str, dict[str, object]] = {"published": {**_PUBLISHED_LORA, **_PUBLISHED}}
+# The recipe behind the published table: one learning rate for every method, whatever suits it. LoRA's own
+# settings there are this project's defaults.
+RECIPES: dict[str, dict[str, object]] = {
+    "published": {"epochs": 2, "batch_size": 16, "lr": 2e-4, "weight_decay": 0.01, "max_length": 128}
+}
 
 
 @dataclass(frozen=True, kw_only=True, init=False)
@@ -32,7 +33,7 @@ class RunConfig:
     UserError names a value that is out of its range, and a flag of another method.
     """
 
-    method: str = flag("lora", "how to adapt the model")
+    method: str = flag(DEFAULT, "how to adapt the model")
     model: str | None = flag(None, "hub id, folder or 'bundled' (default: gpt2; without a hub bundled)")
     random_init: bool = flag(False, "build the model from its configuration alone")
     dataset: str | None = flag(
@@ -57,7 +58,7 @@ class RunConfig:
     settings: object = field(default=None, repr=False)
 
     def __init__(self, **values: object) -> None:
-        method = method_named(values.get("method", "lora"))
+        method = method_named(values.get("method", DEFAULT))
         settings = values.pop("settings", None)
         for common in fields(self):
             object.__setattr__(self, common.name, values.pop(common.name, common.default))
@@ -101,7 +102,10 @@ class RunConfig:
 def adapt(
     model: GPT2ForSequenceClassification, config: RunConfig, generator: torch.Generator | None = None
 ) -> GPT2ForSequenceClassification:
-    """Make the model ready for `config.method`, in place; the generator draws what is new, LoRA's A."""
+    """Make the model ready for `config.method`, in place; the generator draws what is new, LoRA's A.
+
+    UserError if the model lacks what the settings name.
+    """
     return config.way.adapt(model, config.settings, generator)
 
 

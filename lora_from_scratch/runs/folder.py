@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lora_from_scratch.base.load import BUNDLED
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import Adapted
 from lora_from_scratch.formats.files import appearing, write_whole
@@ -16,6 +15,7 @@ from lora_from_scratch.runs.record import as_json, run_record
 from lora_from_scratch.train.log import Training
 
 RESULTS, METRICS, PICTURE, CARD = "results.json", "metrics.jsonl", "training.png", "README.md"
+OURS = {RESULTS, METRICS, PICTURE, CARD, *(n for format in FORMATS for n in format_named(format).FILES)}
 
 
 def check_folder(folder: Path) -> None:
@@ -27,17 +27,16 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--output-dir {folder}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output-dir {folder}: no permission to write in {existing}")
-    trained = {CARD, *(name for format in FORMATS for name in format_named(format).FILES)}
-    for name in sorted(trained - files_of_earlier_run(folder)):
+    for name in sorted(OURS - listed_files(folder)):
         if (folder / name).exists():
             raise UserError(f"--output-dir {folder} holds a {name} that is no earlier run's: name another")
 
 
-def files_of_earlier_run(folder: Path) -> set[str]:
-    """The names that a results.json there lists; none where there is no such file."""
+def listed_files(folder: Path) -> set[str]:
+    """What a run wrote there, by its results.json; nothing where that is not there, or somebody else's."""
     try:
         values = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        return {name for name in values["files"] if name == Path(name).name}
+        return OURS & set(values["files"]) if "environment" in values else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -46,32 +45,32 @@ def write_trained(prepared: Prepared, training: Training | None, folder: Path) -
     """Write what was trained (see `formats/`), metrics.jsonl (one line a step) and a first results.json.
 
     The files of an earlier run in the folder go. Random weights are not saved: nothing can be built on them.
-    OSError if the folder cannot be written to or the disk is full; what was trained is then in one of the
+    UserError if it could not be written, to a full disk for instance; what was trained is then in one of the
     system's folders for temporary files, if there is room, and the error says so.
     """
+    earlier = listed_files(folder)
     try:
-        _write_trained(prepared, training, folder)
-    except KeyboardInterrupt as interrupt:  # what took so long is written all the same
-        _write_trained(prepared, training, folder)
-        raise KeyboardInterrupt(f"; what was trained is in {folder}") from interrupt
-    except OSError as error:
+        try:
+            _write_trained(prepared, training, folder, earlier)
+        except KeyboardInterrupt as interrupt:  # what took so long is written all the same
+            _write_trained(prepared, training, folder, earlier)
+            raise KeyboardInterrupt(f"; what was trained is in {folder}") from interrupt
+    except Exception as error:
         rescue = Path(tempfile.mkdtemp(prefix="lora-from-scratch-"))
         try:
-            _write_trained(prepared, training, rescue)
-        except OSError:
+            _write_trained(prepared, training, rescue, set())
+        except Exception:
             shutil.rmtree(rescue)
             raise error from None
-        raise OSError(f"{error}; what was trained is in {rescue}") from error
+        raise UserError(f"{error or type(error).__name__}; what was trained is in {rescue}") from error
 
 
-def _write_trained(prepared: Prepared, training: Training | None, folder: Path) -> None:
-    config, earlier = prepared.config, files_of_earlier_run(folder)
+def _write_trained(prepared: Prepared, training: Training | None, folder: Path, earlier: set[str]) -> None:
+    config = prepared.config
     with appearing(folder) as aside:
         if training and not config.random_init:
-            base = config.model
-            if base != BUNDLED and Path(base).is_dir():
-                base = str(Path(base).resolve())  # the adapter may be loaded from another place
-            format_named(config.way.format).save(Adapted(prepared.model, prepared.tokenizer, base), aside)
+            adapted = Adapted(prepared.model, prepared.tokenizer, config.model)
+            format_named(config.way.format).save(adapted, aside)
         rows = training.metrics if training else []
         (aside / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         names = sorted([RESULTS, *(path.name for path in aside.iterdir())])
@@ -83,13 +82,21 @@ def _write_trained(prepared: Prepared, training: Training | None, folder: Path) 
 
 
 def write_record(record: dict[str, object], folder: Path, adding: str = RESULTS) -> dict[str, object]:
-    """Put the record in the place of the one there, with the files that this lists, and one; returns it."""
-    record = {**record, "files": sorted({*files_of_earlier_run(folder), adding})}
+    """Put the record in the place of the one there, with the files that this lists, and one; returns it.
+
+    OSError if the disk is full; the one there then stays.
+    """
+    record = {**record, "files": sorted({*listed_files(folder), adding})}
     write_whole(folder / RESULTS, as_json(record))
     return record
 
 
 def add_file(name: str, contents: bytes, folder: Path) -> None:
-    """One more file, which the record lists first: a later run in this folder may then replace it."""
-    write_record(json.loads((folder / RESULTS).read_text(encoding="utf-8")), folder, adding=name)
-    write_whole(folder / name, contents)
+    """One more file, listed in the record first: a later run here may replace it. OSError as above."""
+    before = (folder / RESULTS).read_bytes()
+    write_record(json.loads(before), folder, adding=name)
+    try:
+        write_whole(folder / name, contents)
+    except BaseException:
+        write_whole(folder / RESULTS, before)
+        raise

@@ -73,6 +73,7 @@ def prepare(config: RunConfig) -> Prepared:
     load_dataset = partial(data.load_dataset, columns=columns)
     dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
     model_name, tokenizer = find(base.load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
+    model_name = base.lasting_name(model_name)
     base_again = partial(_load_base, model_name, dataset.label_names, tokenizer.pad_token_id, config)
     model = base_again()
     if config.max_length > (positions := model.config.n_positions):

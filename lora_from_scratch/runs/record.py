@@ -10,7 +10,7 @@ from transformers import GPT2ForSequenceClassification
 from lora_from_scratch.base.fingerprint import weights_fingerprint
 from lora_from_scratch.base.load import display_name
 from lora_from_scratch.data.batches import TokenizedExamples
-from lora_from_scratch.formats.adapted import Adapted
+from lora_from_scratch.formats.adapted import HEAD_WEIGHT, Adapted
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.train.device import environment
 from lora_from_scratch.train.evaluate import Evaluation
@@ -54,8 +54,10 @@ def evaluation_record(
     output_dir: Path,
 ) -> dict[str, object]:
     """The record of a later evaluation of what a folder, `adapter`, holds, on sentences of `source`."""
-    trained = [name for name, p in adapted.model.named_parameters() if p.requires_grad]
-    base = {"name": adapted.base_name, "weights_sha256": weights_fingerprint(adapted.model, trained)}
+    learned = {n for n, p in adapted.model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    whole_base = adapted.base_name and learned <= {HEAD_WEIGHT}  # nothing of it was replaced
+    digest = weights_fingerprint(adapted.model, learned) if whole_base else None
+    base = {"name": adapted.base_name, "weights_sha256": digest}
     about = {
         "kind": "evaluation",
         "method": str(adapter),
@@ -70,7 +72,7 @@ def evaluation_record(
 
 def as_json(record: dict[str, object]) -> bytes:
     """The record as a file, its long lists in one line each."""
-    numbers = r"\[\s+([^\[\]{}\"]*?)\s+\]"
+    numbers = r"\[\n\s+([^\[\]{}\"]*?)\s+\]"
     text = re.sub(numbers, lambda list_: f"[{' '.join(list_[1].split())}]", json.dumps(record, indent=2))
     return text.encode() + b"\n"
 

@@ -6,7 +6,7 @@ import numpy
 import torch
 import transformers
 
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.version import __version__
 
 
@@ -17,7 +17,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"--device {name}: PyTorch cannot use it here ({reason})") from error
 
 

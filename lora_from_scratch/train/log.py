@@ -23,7 +23,7 @@ class Training:
     seconds: float
     phases: dict[str, float]  # seconds of data, forward, backward, optimizer; empty where not measured
     memory: Memory
-    decay: float  # what weight decay alone made of a weight that got no gradient, as a factor
+    decay: dict[str, float]  # what weight decay alone made of a row of wte or wpe without a gradient
     metrics: list[dict[str, float | None]]  # one entry a step; no gradient norm where fp16 overflowed
 
 
@@ -55,7 +55,7 @@ class StepLog:
             raise UserError(f"the loss is {loss} after {steps} steps: --lr {lr:g} is too high for this run")
         return loss
 
-    def summary(self, clock: PhaseClock, memory: Memory, decay: float) -> Training:
+    def summary(self, clock: PhaseClock, memory: Memory, decay: dict[str, float]) -> Training:
         """The whole of the training, once its last step is noted."""
         metrics = []
         for loss, norm, row in zip(self._losses.tolist(), self._norms.tolist(), self._rows, strict=True):

@@ -45,7 +45,7 @@ def train(
     steps = min(epochs * math.ceil(len(examples) / batch_size), max_steps or math.inf)
     optimizer = make_optimizer(groups or decay_matrices(model.parameters(), weight_decay), lr)
     schedule, scaler = make_schedule(optimizer, steps), make_scaler(precision, device)
-    state = loop.TrainState(model, optimizer, schedule, scaler, weight_decay, precision, forward)
+    state = loop.TrainState(model, optimizer, schedule, scaler, precision, forward)
     log, clock, reset = StepLog(steps, state.trainable[0]), PhaseClock(device), reset_peak_memory(device)
     clock.start()
     order = list(training_batches(examples, batch_size, steps, generator))
@@ -59,4 +59,11 @@ def train(
         clock.stop()
     moments = [entry[key] for entry in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     parts = {"gradients": tensor_bytes(state.trainable), "moments": tensor_bytes(moments)}
-    return log.summary(clock, read_memory(device, reset, **parts), state.decay)
+    return log.summary(clock, read_memory(device, reset, **parts), _decay_of_embeddings(state))
+
+
+def _decay_of_embeddings(state: loop.TrainState) -> dict[str, float]:
+    groups = zip(state.decays, state.optimizer.param_groups, strict=True)
+    decays = {parameter: decay for decay, group in groups for parameter in group["params"]}
+    weights = {name: getattr(state.model.transformer, name).weight for name in ("wte", "wpe")}
+    return {name: decays[weight] for name, weight in weights.items() if weight in decays}
