@@ -42,10 +42,13 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def merged(runs) -> tuple[Path, dict[str, str]]:
-    """Every run, merged: a folder with one for each method, and what was printed."""
-    texts = {}
+    """Every run, merged: a folder with one for each method, and what was printed (LoRA on all sentences)."""
+    texts, whole = {}, load_dataset("bundled")
+    few = replace(whole, validation=whole.validation.take(list(range(20))))
     for method in METHODS:
-        with redirect_stdout(io.StringIO()) as out:
+        sentences = whole if method == "lora" else few
+        with redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(commands, "load_dataset", lambda *_, sentences=sentences: sentences)
             command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
             assert cli.main(command) == 0
         texts[method] = out.getvalue()

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.adapted import Adapted
 from lora_from_scratch.formats.files import appearing, write_whole
 from lora_from_scratch.formats.table import FORMATS, format_named
@@ -62,7 +62,7 @@ def write_trained(prepared: Prepared, training: Training | None, folder: Path) -
         except Exception:
             shutil.rmtree(rescue)
             raise error from None
-        raise UserError(f"{error or type(error).__name__}; what was trained is in {rescue}") from error
+        raise UserError(f"{first_line(error)}; what was trained is in {rescue}") from error
 
 
 def _write_trained(prepared: Prepared, training: Training | None, folder: Path, earlier: set[str]) -> None:
