@@ -12,11 +12,13 @@ import torch
 from conftest import tiny_config
 from torch.nn.functional import cross_entropy, linear
 from transformers import GPT2ForSequenceClassification, GPT2Model, get_scheduler
+from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch import RunConfig, load_adapter, run
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_tokenizer
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.data.batches import bucketed_batches
+from lora_from_scratch.fast.dropout import Dropout
 from lora_from_scratch.fast.packed_weights import Packed
 from lora_from_scratch.runs import execute
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
@@ -140,24 +142,32 @@ def test_what_loading_drew_does_not_move_the_dropout(base):
 def spied(monkeypatch: pytest.MonkeyPatch, prepared: Prepared, name: str) -> list[torch.nn.Module]:
     """Train, and return what stood at a name of the model in the middle of it."""
     seen = []
-    forward = execute.fast_classify
+    which = "plain_classify" if prepared.config.plain else "fast_classify"
+    forward = getattr(execute, which)
 
     def spy(model: torch.nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         seen.append(model.get_submodule(name))
         return forward(model, *inputs)
 
-    monkeypatch.setattr(execute, "fast_classify", spy)
+    monkeypatch.setattr(execute, which, spy)
     train_prepared(prepared)
     return seen
 
 
-def test_training_packs_the_frozen_layers_and_plain_training_does_not(base, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "fast", "plain"),
+    [
+        ("transformer.h.1.mlp.c_fc", Packed, Conv1D),
+        ("transformer.h.1.attn.c_attn.lora_dropout", Dropout, torch.nn.Dropout),
+    ],
+)
+def test_training_is_fast_and_with_plain_it_is_not(base, monkeypatch, name, fast, plain):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("PyTorch without oneDNN")
-    name = "transformer.h.1.mlp.c_fc"
-    seen = spied(monkeypatch, prepare(config(base, "lora", max_steps=1)), name)
-    assert [type(layer) for layer in seen] == [Packed]
-    assert not spied(monkeypatch, prepare(config(base, "lora", max_steps=1, plain=True)), name)
+    for is_plain, kind in ((False, fast), (True, plain)):
+        prepared = prepare(config(base, "lora", dropout=0.1, max_steps=1, plain=is_plain))
+        assert [type(module) for module in spied(monkeypatch, prepared, name)] == [kind]
+        assert type(prepared.model.get_submodule(name)) is plain  # afterwards it is as it was
 
 
 def test_under_bf16_the_frozen_base_is_kept_in_bf16_while_it_trains(base, monkeypatch):
