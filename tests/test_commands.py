@@ -35,7 +35,7 @@ def runs(tmp_path_factory) -> Path:
     """A folder with a run of every method that leaves something, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("runs")
     for method in METHODS:
-        flags = ["--method", method, "--limit-train", "256", "--max-steps", "16", "--lr", "1e-3"]
+        flags = ["--method", method, "--limit-train", "128", "--max-steps", "8", "--lr", "2e-3"]
         assert cli.main([*BUNDLED, *flags, "--output-dir", str(folder / method)]) == 0
     return folder
 

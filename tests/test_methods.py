@@ -12,6 +12,7 @@ from test_cli import BUNDLED, fails
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, UserError, adapt, methods
+from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.methods import METHODS
@@ -109,6 +110,9 @@ def biases() -> type[Method]:
 def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
     """It trains, is saved, comes back, predicts, is evaluated, merges, and has a card."""
     monkeypatch.setitem(METHODS, "biases", check(biases()()))
+    monkeypatch.setattr(
+        commands, "_probe", lambda: ["a fine film", "it ends <|endoftext|>"]
+    )  # merge's sentences
     run = ["--method", "biases", "--limit-train", "64", "--max-steps", "4", "--output-dir"]
     assert cli.main([*BUNDLED, *run, str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "results.json").read_text())
