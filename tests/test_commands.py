@@ -42,13 +42,10 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def merged(runs) -> tuple[Path, dict[str, str]]:
-    """Every run, merged: a folder with one for each method, and what was printed (LoRA on all sentences)."""
-    texts, whole = {}, load_dataset("bundled")
-    few = replace(whole, validation=whole.validation.take(list(range(20))))
+    """Every run, merged: a folder with one for each method, and what was printed."""
+    texts = {}
     for method in METHODS:
-        sentences = whole if method == "lora" else few
-        with redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(commands, "load_dataset", lambda *_, sentences=sentences: sentences)
+        with redirect_stdout(io.StringIO()) as out:
             command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
             assert cli.main(command) == 0
         texts[method] = out.getvalue()
@@ -225,7 +222,7 @@ def test_merged_logits_equal_the_adapters(runs, merged):
     )
 
 
-def test_merge_refuses_to_leave_a_broken_checkpoint(runs, few_sentences, capsys, tmp_path, monkeypatch):
+def test_merge_refuses_to_leave_a_broken_checkpoint(runs, capsys, tmp_path, monkeypatch):
     whole = commands.checkpoint.save
 
     def damaged(adapted: object, folder: Path) -> None:
@@ -285,7 +282,7 @@ def test_verify_compares_with_peft_both_ways(runs, method, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_verify_notices_another_reading(runs, few_sentences, capsys, monkeypatch):
+def test_verify_notices_another_reading(runs, capsys, monkeypatch):
     import peft
 
     right = peft.PeftModel.from_pretrained
@@ -360,13 +357,13 @@ def test_a_file_of_texts_that_is_missing_or_not_utf8(runs, capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_three_labels_from_a_csv_to_peft(few_sentences, capsys, tmp_path):
+def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
     """A file of one's own with three string labels: trains, predicts by name, merges, loads in PEFT."""
     moods = {"calm": "the sea is still and quiet", "angry": "he shouts and breaks it", "glad": "she laughs"}
     rows = [f'"{text} , {i}",{mood}' for i in range(20) for mood, text in moods.items()]
     (tmp_path / "moods.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     run = tmp_path / "run"
-    flags = ["--epochs", "10", "--lr", "3e-3", "--output-dir", str(run)]
+    flags = ["--epochs", "20", "--lr", "3e-3", "--output-dir", str(run)]
     assert cli.main([*BUNDLED, "--dataset", str(tmp_path / "moods.csv"), *flags]) == 0
     assert json.loads((run / "results.json").read_text())["accuracy"] == 100
     out = printed(capsys, "predict", "--adapter", run, *moods.values())

@@ -40,8 +40,8 @@ class LoRA(Method):
     name = "lora"
     summary = "LoRA beside frozen layers, and the head"
     saved_as = "A LoRA adapter"
-    # Chosen on the bundled base, by benchmarks/choose_learning_rate.py; for bases as wide as GPT-2, what the
-    # published table's author found better there than the table's own 2e-4: the same.
+    # Chosen on the bundled base, by benchmarks/choose_learning_rate.py; for bases as wide as GPT-2 the
+    # same, which the published table's author used in an earlier notebook; the table has 2e-4.
     rates = (5e-4, 5e-4)
     format = "peft"
     Settings = LoRASettings
