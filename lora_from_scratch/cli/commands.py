@@ -139,7 +139,7 @@ BY_NAME = {"predict": predict_lines, "merge": merge, "evaluate": evaluate_datase
 def _probe() -> list[str]:
     """Real sentences to compare logits on: the bundled ones kept for validation, and an awkward one."""
     awkward = "it ends in its own end <|endoftext|>"
-    return sorted([*load_dataset(BUNDLED).validation.sentences, awkward], key=len)  # so there is little padding
+    return sorted([*load_dataset(BUNDLED).validation.sentences, awkward], key=len)  # little padding
 
 
 def _our_logits(adapted: Adapted, texts: list[str]) -> torch.Tensor:
