@@ -132,5 +132,5 @@ def _file(folder: Path, split: str, asked: str | None, *usual: str) -> Path:
 
 def _from_hub(name: str, selection: Selection) -> tuple[Rows, Rows, str]:
     if is_table(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise NotFound(f"dataset {name!r}: no such file or folder")
+        raise NotFound(f"dataset {name!r}: no such file or folder; check the path")
     return rows_of_hub(name, selection)
