@@ -403,9 +403,9 @@ LABELS = [
     Case(
         "other spaces",
         CSV,
-        "warning: d.csv: the labels 'so  so', 'so so' differ by case or spaces alone, "
+        "warning: d.csv: the labels 'so so', 'soso' differ by case or spaces alone, "
         "and are 2 classes; spell them alike if they are one",
-        csv_of("a,so so", "b,bad", "c,so  so"),
+        csv_of("a,so so", "b,bad", "c,soso"),
     ),
     Case(
         "a class that train lacks",

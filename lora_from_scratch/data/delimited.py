@@ -52,15 +52,15 @@ def _encloses(path: Path, header: str) -> bool:
     They do where each cell with one is enclosed by two, and those inside it are doubled; or where only so
     the rows have as many cells as the header.
     """
-    width, marks = len(header.split("\t")), False
+    tabs, marks, bare = header.count("\t"), False, False
     for line in lines_of(path):
+        if line.count("\t") != tabs and line.strip("\r\n"):
+            return _fits_enclosed(path, tabs + 1)
         if '"' in line:
-            cells, marks = line.rstrip("\r\n").split("\t"), True
-            if len(cells) != width:
-                return _fits_enclosed(path, width)
-            if any('"' in cell and not ENCLOSED.fullmatch(cell) for cell in cells):
-                return False
-    return marks
+            marks = True
+            cells = line.rstrip("\r\n").split("\t")
+            bare = bare or any('"' in cell and not ENCLOSED.fullmatch(cell) for cell in cells)
+    return marks and not bare
 
 
 def _fits_enclosed(path: Path, width: int) -> bool:
