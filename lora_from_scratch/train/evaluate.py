@@ -139,8 +139,11 @@ def class_counts(labels: Tensor, label_names: list[str]) -> dict[str, int]:
 
 
 def baseline(seen: dict[str, int], measured: dict[str, int]) -> dict[str, str | float]:
-    """What always saying the commonest class of `seen` scores, in percent, on `measured`: counts by name."""
-    label = max(seen, key=seen.__getitem__)
+    """What always saying the commonest class of `seen` scores, in percent, on `measured`: counts by name.
+
+    Of classes that are equally common in `seen` it is the one that scores more.
+    """
+    label = max(seen, key=lambda name: (seen[name], measured[name]))
     return {"label": label, "accuracy": 100 * measured[label] / sum(measured.values())}
 
 
