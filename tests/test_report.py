@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from sklearn.metrics import f1_score
 
 from lora_from_scratch import RunConfig
 from lora_from_scratch.report.card import model_card
@@ -21,6 +22,7 @@ from lora_from_scratch.runs.execute import execute
 from lora_from_scratch.runs.prepare import prepare
 
 QUICK = {"model": "bundled", "dataset": "bundled", "precision": "fp32", "limit_train": 32, "max_steps": 2}
+QUICK["positive_class"] = "negative"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,15 @@ def test_the_published_columns():
     assert cells[3:5] == ["-", "-"]
 
 
+def test_f1_is_that_of_the_class_that_was_asked_for(result):
+    record = result.as_dict()
+    measured = record["evaluation"]
+    each = f1_score(measured["labels"], measured["predictions"], average=None)
+    assert record["f1"] == pytest.approx(100 * each[0]) and each[0] != each[1]
+    assert record["f1_of"] == "negative" and "| F1 of class negative (%) |" in summary(record)
+    assert "| F1 of class negative (%) |" in model_card(record)
+
+
 def test_the_title_of_f1_names_the_class_on_one_line():
     assert f1_title("mean of all classes") == "F1, mean of the classes (%)"
     assert f1_title("a\n b") == "F1 of class a b (%)"
@@ -89,6 +100,7 @@ def test_of_many_classes_the_commonest_are_shown():
         (65.0, [46.0, 80.0], "is not shown to beat", "train longer (--epochs) or measure on more sentences"),
         (80.0, [60.0, 91.0], "is not shown to beat", "train longer (--epochs) or measure on more sentences"),
         (81.0, [60.1, 92.0], "", ""),
+        (100.0, [59.0, 100.0], "is not shown to beat", ": measure on more sentences"),
     ],
 )
 def test_a_result_that_does_not_beat_the_baseline_says_so(result, accuracy, interval, verdict, advice):

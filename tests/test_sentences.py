@@ -81,7 +81,7 @@ FRONT_DOOR += [
         "a result on too few sentences",
         f"{TRAIN} --epochs 8 --lr 1e-3",
         "warning: accuracy 100.00 % (56.6 to 100.0) is not shown to beat always saying 'a' (60.00 %): "
-        "train longer (--epochs) or measure on more sentences",
+        "measure on more sentences",
         APART,
     ),
 ]

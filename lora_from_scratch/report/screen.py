@@ -80,12 +80,12 @@ parameters  {record["adapter_parameters"]:,} + head {record["head_parameters"]:,
 
 
 def not_beaten(record: dict[str, object]) -> str:
-    """The same as a warning, with what to do; empty also where nothing was trained."""
+    """A warning that says so, with what to do; empty where the baseline is beaten, or nothing was trained."""
     verdict, trained = against_baseline(record), record["steps"] or record["kind"] == "evaluation"
     if not verdict or not trained:
         return ""
     label, score = quoted(record["baseline"]["label"]), record["baseline"]["accuracy"]
-    advice = ["train longer (--epochs)"] if record["steps"] else []
+    advice = ["train longer (--epochs)"] if record["steps"] and record["accuracy"] < 100 else []
     if record["accuracy"] > score:
         advice.append("measure on more sentences")
     else:
