@@ -109,14 +109,14 @@ def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path
 
 
 def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
-    (tmp_path / "mine.csv").write_text("words,mood\ngood,positive\nbad,negative\nfine,1\nwarm,1\nwise,1\n")
+    (tmp_path / "mine.csv").write_text("words,mood\nfine,positive\nfine,negative\n" + "fine,1\n" * 3)
     columns = ["--text-column", "words", "--label-column", "mood", "--positive-class", "negative"]
     flags = ["--dataset", tmp_path / "mine.csv", *columns, "--output-dir", tmp_path / "out"]
     capsys.readouterr()
     assert cli.main(list(map(str, ["evaluate", "--adapter", runs / "lora", *flags]))) == 0
     said, values = capsys.readouterr(), json.loads((tmp_path / "out" / "results.json").read_text())
     assert "F1 of class negative" in said.out and "classes     negative (1), positive (4)" in said.out
-    assert "beat always saying 'positive' (80.00 %)" in said.err  # five sentences show nothing
+    assert "beat always saying 'positive' (80.00 %)" in said.err  # what is said of one text is the same
     assert values["f1_of"] == "negative" and values["data"]["validation_classes"]["positive"] == 4
     labels, predictions = values["evaluation"]["labels"], values["evaluation"]["predictions"]
     each = f1_score(labels, predictions, average=None)
