@@ -23,13 +23,13 @@ from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.files import appearing
-from lora_from_scratch.report.screen import summary
+from lora_from_scratch.report.screen import not_beaten, summary
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.folder import RESULTS
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.runs.record import as_json, evaluation_record
 from lora_from_scratch.train.device import resolve_device
-from lora_from_scratch.train.evaluate import compare, evaluate, predict_logits
+from lora_from_scratch.train.evaluate import compare, evaluate, positive_id, predict_logits
 from lora_from_scratch.train.precision import resolve_precision
 
 PORTION = 4096  # lines that are read, and labelled, at a time
@@ -92,13 +92,17 @@ def evaluate_dataset(adapter: Path, **flags: object) -> None:
     precision = resolve_precision(asked.precision, device)
     length = min(asked.max_length, adapted.model.config.n_positions)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
+    config["positive_class"] = asked.positive_class
+    positive = positive_id(asked.positive_class, adapted.label_names)
     columns = Selection(asked.text_column, asked.label_column)
     split, source = load_labelled(asked.dataset, adapted.label_names, columns)
     examples = tokenize(adapted.tokenizer, split.sentences, split.labels, length)
-    evaluation = evaluate(adapted.model, examples, precision)
+    evaluation = evaluate(adapted.model, examples, precision, positive=positive)
     folder = Path(asked.output_dir or _new_folder(f"evaluate-{adapter.resolve().name}"))
     record = evaluation_record(adapted, adapter, examples, evaluation, config, source, folder)
     print(summary(record))
+    if said := not_beaten(record):
+        print(f"warning: {said}", file=sys.stderr)
     with appearing(folder) as aside:
         (aside / RESULTS).write_bytes(as_json({**record, "files": [RESULTS]}))
     print(f"written     {folder / RESULTS}")

@@ -43,6 +43,9 @@ class RunConfig:
     )
     text_column: str | None = flag(None, "where the text is (default: sentence, else text)", "NAME")
     label_column: str | None = flag(None, "where the label is (default: label)", "NAME")
+    positive_class: str | None = flag(
+        None, "whose F1 is shown (default: of two labels the second, else the mean of all)", "NAME"
+    )
     max_length: int = flag(128, "cut sentences there", "TOKENS")
     limit_train: int | None = flag(None, "train on N sentences, drawn at random", "N")
     epochs: int | None = flag(None, "passes over the sentences (default: 2; bundled sentences: 16)")

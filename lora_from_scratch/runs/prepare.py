@@ -16,6 +16,7 @@ from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.train.device import resolve_device
+from lora_from_scratch.train.evaluate import positive_id
 from lora_from_scratch.train.precision import resolve_precision
 
 EPOCHS, BUNDLED_EPOCHS = 2, 16  # the bundled sentences are few
@@ -72,6 +73,7 @@ def prepare(config: RunConfig) -> Prepared:
 
     load_dataset = partial(data.load_dataset, selection=columns)
     dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
+    positive_id(config.positive_class, dataset.label_names)  # refused before the model is loaded
     model_name, tokenizer = find(base.load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
     model_name = base.lasting_name(model_name)
     base_again = partial(_load_base, model_name, dataset.label_names, tokenizer.pad_token_id, config)
