@@ -1,0 +1,177 @@
+"""What the hub answers, what that means to whoever asked, and how long it is waited for.
+
+The client's own way is to ask again for a minute or more, and then to raise what its last attempt ended in,
+or that its cache is empty. Here its answers are watched while it works: trouble that lasts ends it, and what
+the hub said decides the sentence. Models and datasets share this.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils import _http
+
+from lora_from_scratch.errors import NotFound, UserError, first_line
+
+LOGIN = "`hf auth login`, or HF_TOKEN"
+VIEWER = "//datasets-server."  # may be missing: the client asks it for figures, and does without
+TROUBLE = {408, 429, 500, 502, 503, 504}  # what the client asks again after
+
+
+class GaveUp(Exception):
+    """The hub's trouble lasts: not an error of the client's kind, which it would answer by asking again."""
+
+
+class Answers:
+    """What the hub said while something was asked of it."""
+
+    def __init__(self) -> None:
+        self.patience = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        self.refusal: str | None = None  # "gated", "login", "forbidden", "private" or "missing"
+        self.trouble: str | None = None  # how an exchange failed
+        self.since: float | None = None  # when the first of the failures in a row began
+
+    def failure(self, what: str, name: str, error: Exception) -> UserError:
+        """One line for what kept a model or dataset (`what`) from coming: NotFound if the user cannot help it.
+
+        Nothing can be done about a hub that does not answer, or that lacks what it should have; a login can
+        be given, or put right.
+        """
+        named, instead = f"{what} {clipped(name)}", f"or use --{what} bundled"
+        if self.refusal in REFUSALS:
+            return UserError(REFUSALS[self.refusal].format(named=named))
+        if self.refusal == "missing":
+            return NotFound(
+                f"{named} is neither here nor on the hub: check the name, {instead}", "the hub does not have it"
+            )
+        if self.trouble:
+            return NotFound(f"{named}: {self.trouble}: try again later, {instead}", self.trouble)
+        return UserError(f"{named} does not come from the hub: {first_line(error)[:90]}; {instead}")
+
+    def watched(self, client: object) -> object:
+        """The client with its two ways of asking watched, and with no wait longer than the patience."""
+        lost = import_module(type(client).__module__.partition(".")[0]).TransportError
+        request, stream = client.request, client.stream
+
+        def watched_request(*arguments: object, **options: object) -> object:
+            options = self._bounded(options)
+            if VIEWER in str(options.get("url", arguments[-1:])):
+                return request(*arguments, **options)
+            with self._exchange(lost) as note:
+                return note(request(*arguments, **options))
+
+        @contextmanager
+        def watched_stream(*arguments: object, **options: object) -> Iterator[object]:
+            with self._exchange(lost) as note, stream(*arguments, **self._bounded(options)) as response:
+                yield note(response)
+
+        client.request, client.stream = watched_request, watched_stream
+        return client
+
+    def _bounded(self, options: dict[str, object]) -> dict[str, object]:
+        seconds = options.get("timeout")
+        known = isinstance(seconds, int | float)
+        return {**options, "timeout": min(seconds, self.patience) if known else self.patience}
+
+    @contextmanager
+    def _exchange(self, lost: type[Exception]) -> Iterator[Callable[[object], object]]:
+        """One request and its answer, body included; GaveUp instead of a failure if that lasts too long."""
+        began, answers = time.monotonic(), []
+
+        def note(response: object) -> object:
+            answers.append(response)
+            self._note(response, began)
+            return response
+
+        try:
+            yield note
+        except lost as error:
+            self.trouble = _in_words(error, broke_off=bool(answers))
+            if answers and _came_further(answers[0]):
+                began, self.since = time.monotonic(), None
+            self._trouble(began, error)
+            raise
+        if answers and answers[0].status_code not in TROUBLE:
+            self.since = None
+
+    def _note(self, response: object, began: float) -> None:
+        status, headers = response.status_code, response.headers
+        code = headers.get("X-Error-Code")
+        if status in TROUBLE:
+            busy = status == 429
+            self.trouble = (
+                "the hub takes no more requests from here for now (429)"
+                if busy
+                else f"the hub has trouble of its own ({status})"
+            )
+            asks_to_wait = busy or "Retry-After" in headers
+            self._trouble(float("-inf") if asks_to_wait else began, None)
+        elif code == "GatedRepo":
+            self.refusal = "gated"
+        elif "Invalid credentials" in headers.get("X-Error-Message", ""):
+            self.refusal = "login"
+        elif status == 403:
+            self.refusal = "forbidden"
+        elif status == 401:  # also where there is no such name: who is not logged in is not told which
+            self.refusal = "private"
+        elif status == 404 and code == "RepoNotFound":
+            self.refusal = "missing"
+
+    def _trouble(self, began: float, error: Exception | None) -> None:
+        self.since = began if self.since is None else min(self.since, began)
+        if time.monotonic() - self.since >= self.patience:
+            raise GaveUp(self.trouble) from error
+
+
+REFUSALS = {
+    "gated": "{named} is gated: agree to its terms on its page of the hub, then log in: " + LOGIN,
+    "login": "{named}: the hub does not know the token that it was sent: log in again: " + LOGIN,
+    "forbidden": "{named}: the hub does not show it to this token: log in as somebody who may see it: " + LOGIN,
+    "private": "{named}: the hub shows it to nobody without a login: check the name, and if it is private, "
+    "log in: " + LOGIN,
+}
+
+
+@contextmanager
+def asking() -> Iterator[Answers]:
+    """While something is asked of the hub, its answers; the client is as it was before afterwards."""
+    answers, before = Answers(), getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+    set_client_factory(lambda: answers.watched(before()))
+    try:
+        yield answers
+    finally:
+        set_client_factory(before)
+
+
+def is_offline() -> bool:
+    return constants.HF_HUB_OFFLINE
+
+
+def out_of_reach(what: str, name: str, part: str = "") -> NotFound:
+    """What is not in the cache, or only in part, while nothing can be asked."""
+    there = f"is in the hub's cache without {part}" if part else "is neither here nor in the hub's cache"
+    return NotFound(
+        f"{what} {clipped(name)} {there}, and the hub is out of reach: check the network and HF_HUB_OFFLINE, "
+        f"or use --{what} bundled",
+        "it is out of reach",
+    )
+
+
+def clipped(name: str) -> str:
+    """A name in quotation marks, short enough for a sentence."""
+    return repr(name if len(name) <= 40 else name[:39] + "…")
+
+
+def _came_further(response: object) -> bool:
+    """Whether bytes came that were not there: an answer to a Range with 200 starts from the beginning."""
+    again = response.status_code == 200 and "Range" in response.request.headers
+    return bool(response.num_bytes_downloaded) and not again
+
+
+def _in_words(error: Exception, broke_off: bool) -> str:
+    kind = type(error).__name__
+    if "Timeout" in kind and not broke_off:
+        return "the hub does not answer"
+    return "the download broke off (whole files are kept)" if broke_off else "the hub cannot be reached"
