@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from huggingface_hub import constants, set_client_factory
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import _http
 
 from lora_from_scratch.errors import NotFound, UserError, first_line
@@ -48,6 +49,8 @@ class Answers:
             )
         if self.trouble:
             return NotFound(f"{named}: {self.trouble}: try again later, {instead}", self.trouble)
+        if isinstance(error, HFValidationError):
+            return NotFound(f"{named} is neither here nor a name of the hub's kind, owner/name: check it, {instead}")
         return UserError(f"{named} does not come from the hub: {first_line(error)[:90]}; {instead}")
 
     def watched(self, client: object) -> object:
@@ -165,9 +168,9 @@ def clipped(name: str) -> str:
 
 
 def _came_further(response: object) -> bool:
-    """Whether bytes came that were not there: an answer to a Range with 200 starts from the beginning."""
+    """Whether the next attempt starts further on: the client keeps whole portions, of what goes on alone."""
     again = response.status_code == 200 and "Range" in response.request.headers
-    return bool(response.num_bytes_downloaded) and not again
+    return response.num_bytes_downloaded >= constants.DOWNLOAD_CHUNK_SIZE and not again
 
 
 def _in_words(error: Exception, broke_off: bool) -> str:

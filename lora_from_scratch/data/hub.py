@@ -1,36 +1,106 @@
 """Labelled sentences of a dataset on the hub, or in its cache."""
 
-from lora_from_scratch.data.rows import Columns, Row, make_row
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lora_from_scratch.data.rows import Rows, Selection, collect
 from lora_from_scratch.errors import NotFound, UserError, first_line
 
-ALIASES = {"sst2": ("nyu-mll/glue", "sst2")}  # hub id and configuration behind a short name
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+ALIASES = {"sst2": "nyu-mll/glue/sst2"}  # what stands behind a short name
+OWNERS = {"glue": "nyu-mll/glue", "tweet_eval": "cardiffnlp/tweet_eval"}  # of datasets that once had none
+SECOND = ("validation", "val", "dev", "test")  # the split to measure on, if nobody says
 
 
-def rows_of_hub(name: str, columns: Columns) -> tuple[list[Row], list[Row], str, list[str] | None]:
-    """Rows for training and for validation, the second split's name, and the names of the ids if it has any.
+def rows_of_hub(name: str, selection: Selection) -> tuple[Rows, Rows, str]:
+    """Rows for training and for measuring, and the second split's name.
 
-    Raises NotFound where neither the hub nor its cache has it; UserError where it does not load, or lacks a
-    split or a column.
+    `name` is a short name, owner/name, name/configuration or owner/name/configuration. Raises NotFound where
+    the hub does not give it and its cache does not hold it; UserError where it does not load, or lacks a
+    split or a column, or holds a value that is none.
     """
+    splits = _load(name)
+    second = _split_named(name, splits, selection.validation_split, SECOND, "--validation-split")
+    first = _split_named(name, splits, selection.train_split, ("train",), "--train-split")
+    return *(_rows(name, split, splits[split], selection) for split in (first, second)), second
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is nothing here may be one of the hub's."""
+    return name.count("/") <= 2 and not name.startswith((".", "/", "~"))
+
+
+def warn_of_shadow(name: str) -> None:
+    """Warn where a file or folder here has the name of a dataset that the hub is known to have."""
+    if (name in ALIASES or name.partition("/")[0] in OWNERS) and os.path.exists(name):
+        warnings.warn(
+            f"dataset {name} is ./{name} here, not the hub's {name}: for that one say --dataset "
+            f"{_whole(name)}, for yours ./{name}",
+            stacklevel=2,
+        )
+
+
+def _whole(name: str) -> str:
+    first, slash, rest = ALIASES.get(name, name).partition("/")
+    return OWNERS.get(first, first) + slash + rest
+
+
+def _candidates(name: str) -> list[tuple[str, str | None]]:
+    """What a name may mean, the likelier first: a repository, and a configuration of it."""
+    whole = _whole(name)
+    parts = whole.split("/")
+    if len(parts) == 3:
+        return [("/".join(parts[:2]), parts[2])]
+    return [(whole, None)] + [(parts[0], parts[1])] * (len(parts) == 2)
+
+
+def _load(name: str) -> "DatasetDict":
+    """All splits of the first of the candidates that is there."""
+    first_failure = None
+    for repository, configuration in _candidates(name):
+        try:
+            return _load_one(name, repository, configuration)
+        except NotFound as failure:
+            if not failure.maybe_elsewhere:
+                raise
+            first_failure = first_failure or failure
+    raise first_failure
+
+
+def _load_one(name: str, repository: str, configuration: str | None) -> "DatasetDict":
     import datasets  # a second's import, needed here alone
 
-    try:
-        splits = datasets.load_dataset(*ALIASES.get(name, (name,)))
-    except (ValueError, RuntimeError) as error:
-        reason = first_line(error)
-        raise UserError(f"dataset {name!r} does not load from the hub: {reason}") from error
-    except OSError as error:
-        raise NotFound(
-            f"dataset {name!r} is neither here nor in the hub's cache, and the hub does not give it: "
-            f"check the name and the network, or use --dataset bundled"
-        ) from error
-    second = next((split for split in ("validation", "dev", "test") if split in splits), None)
-    if "train" not in splits or second is None:
-        raise UserError(f"dataset {name!r} has splits {', '.join(splits)}; it needs train and validation")
-    rows = []
-    for split in ("train", second):
-        place = f"dataset {name!r}, split {split}"
-        text, label = columns.found_in(splits[split].column_names, place)
-        pairs = zip(splits[split][text], splits[split][label], strict=True)
-        rows.append([make_row(*pair, f"{place}, row {i}") for i, pair in enumerate(pairs)])
-    return *rows, second, getattr(splits["train"].features[label], "names", None)
+    from lora_from_scratch.base import hub
+
+    with hub.asking() as answers:
+        try:
+            # The prefix says that a folder of that name is not meant: whoever means one is served elsewhere.
+            return datasets.load_dataset(f"hf://datasets/{repository}", configuration)
+        except Exception as error:  # of many kinds: what the hub said decides
+            pass
+    raise error
+
+
+def _split_named(
+    name: str, splits: Mapping[str, object], asked: str | None, usual: tuple[str, ...], flag: str
+) -> str:
+    for split in (asked,) if asked else usual:
+        if split in splits:
+            return split
+    wanted = repr(asked) if asked else " or ".join(usual)
+    raise UserError(f"dataset {name!r} has no split {wanted}: name one of {', '.join(splits)} with {flag}")
+
+
+def _rows(name: str, split: str, table: "Dataset", selection: Selection) -> Rows:
+    source = f"dataset {name!r}, split {split}"
+    if not len(table):
+        raise UserError(f"{source} holds no rows: name another with --train-split or --validation-split")
+    text, label = selection.found_in(table.column_names, source)
+    label_names = getattr(table.features[label], "names", None)
+    values = zip(range(len(table)), table[text], table[label], strict=True)
+    return collect(values, source, "row", selection.drop_blank, label_names)
