@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable
 from functools import partial
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 COMMIT = "c" * 40
 ASKED = re.compile(r"^/api/(models|datasets)/(?P<repo>.+?)(?:/(?P<what>revision|tree|paths-info)/.*)?$")
@@ -104,7 +104,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for name, content in files.items()
         ]
         if what == "paths-info":
-            named = json.loads(self.body)["paths"]
+            named = parse_qs(self.body.decode())["paths"]
             listing = [entry for entry in listing if entry["path"] in named]
             listing += [
                 {"type": "directory", "path": path, "oid": COMMIT}

@@ -14,7 +14,7 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import _http
 
-from lora_from_scratch.errors import NotFound, UserError, first_line
+from lora_from_scratch.errors import NotFound, UserError, first_line, quoted
 
 LOGIN = "`hf auth login`, or HF_TOKEN"
 VIEWER = "//datasets-server."  # may be missing: the client asks it for figures, and does without
@@ -40,7 +40,7 @@ class Answers:
         Nothing can be done about a hub that does not answer, or that lacks what it should have; a login can
         be given, or put right.
         """
-        named, instead = f"{what} {clipped(name)}", f"or use --{what} bundled"
+        named, instead = f"{what} {quoted(name, length=40)}", f"or use --{what} bundled"
         if self.refusal in REFUSALS:
             return UserError(REFUSALS[self.refusal].format(named=named))
         if self.refusal == "missing":
@@ -156,15 +156,10 @@ def out_of_reach(what: str, name: str, part: str = "") -> NotFound:
     """What is not in the cache, or only in part, while nothing can be asked."""
     there = f"is in the hub's cache without {part}" if part else "is neither here nor in the hub's cache"
     return NotFound(
-        f"{what} {clipped(name)} {there}, and the hub is out of reach: check the network and HF_HUB_OFFLINE, "
+        f"{what} {quoted(name, length=40)} {there}, and the hub is out of reach: check the network and HF_HUB_OFFLINE, "
         f"or use --{what} bundled",
         "it is out of reach",
     )
-
-
-def clipped(name: str) -> str:
-    """A name in quotation marks, short enough for a sentence."""
-    return repr(name if len(name) <= 40 else name[:39] + "…")
 
 
 def _came_further(response: object) -> bool:

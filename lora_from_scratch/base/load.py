@@ -19,15 +19,17 @@ BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "mini-gpt2"
 DEFAULT = "gpt2"
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
     """The tokenizer of `name` (a hub id, a folder, or "bundled"), padding on the right with end-of-text.
 
     GPT-2 was trained without a padding token. Any would do: on the right, behind a causal mask, padding is
     never seen by the tokens before it.
 
-    Raises `NotFound` as `load_model` does, and `UserError` if the files there make no tokenizer.
+    With `weights` these are fetched too, so that a model which is there in part counts as not there. Raises
+    `NotFound` as `load_model` does, and `UserError` if the files there make no tokenizer.
     """
-    folder = fetch(name, weights=False)
+    warn_of_shadow(name)
+    folder = fetch(name, weights)
     config = files.read_config(name, folder)
     for file in files.TOKENIZERS:
         if (folder / file).exists():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lora_from_scratch.data.rows import Rows, Selection, collect
-from lora_from_scratch.errors import NotFound, UserError, first_line
+from lora_from_scratch.errors import UserError, quoted
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -60,30 +60,49 @@ def _candidates(name: str) -> list[tuple[str, str | None]]:
 
 
 def _load(name: str) -> "DatasetDict":
-    """All splits of the first of the candidates that is there."""
-    first_failure = None
-    for repository, configuration in _candidates(name):
-        try:
-            return _load_one(name, repository, configuration)
-        except NotFound as failure:
-            if not failure.maybe_elsewhere:
-                raise
-            first_failure = first_failure or failure
-    raise first_failure
-
-
-def _load_one(name: str, repository: str, configuration: str | None) -> "DatasetDict":
+    """All splits of the first of the candidates that is there; the failure of the first where none is."""
     import datasets  # a second's import, needed here alone
 
     from lora_from_scratch.base import hub
 
-    with hub.asking() as answers:
-        try:
-            # The prefix says that a folder of that name is not meant: whoever means one is served elsewhere.
-            return datasets.load_dataset(f"hf://datasets/{repository}", configuration)
-        except Exception as error:  # of many kinds: what the hub said decides
-            pass
-    raise error
+    failures = []
+    for repository, configuration in _candidates(name):
+        with hub.asking() as answers:
+            try:
+                # By its address: a folder here that is called as the repository is not meant.
+                return datasets.load_dataset(f"hf://datasets/{repository}", configuration)
+            except Exception as error:  # of many kinds: what the hub said decides
+                known = _of_configurations(name, repository, configuration, error)
+                if known and not answers.trouble:
+                    failure, elsewhere = known, False
+                elif hub.is_offline() and isinstance(error, OSError):
+                    failure, elsewhere = hub.out_of_reach("dataset", name), True
+                else:
+                    failure = answers.failure("dataset", name, error)
+                    elsewhere = answers.refusal in ("missing", "private")
+                failure.__cause__ = error
+        failures.append(failure)
+        if not elsewhere:
+            raise failure
+    raise failures[0]
+
+
+def _of_configurations(
+    name: str, repository: str, configuration: str | None, error: Exception
+) -> UserError | None:
+    """What `datasets` says of configurations, said in this project's words; None where it says something else."""
+    from lora_from_scratch.base import hub
+
+    text, named = str(error), f"dataset {quoted(name, length=40)}"
+    found = re.search(r"\[(.*?)\]", text) or re.search(r"in the cache: (.*)", text)
+    there = re.sub(r"['\"]", "", found[1]) if found else ""
+    if "Couldn't find cache for" in text:
+        return hub.out_of_reach("dataset", name, f"the configuration {configuration}")
+    if not isinstance(error, ValueError) or "onfig" not in text or not there:
+        return None
+    has = f"has no configuration {configuration}" if configuration else "has several configurations"
+    example = f"{repository}/{there.partition(',')[0]}"
+    return UserError(f"{named} {has}: name one of {there[:60]}, as in --dataset {example}")
 
 
 def _split_named(
@@ -92,12 +111,12 @@ def _split_named(
     for split in (asked,) if asked else usual:
         if split in splits:
             return split
-    wanted = repr(asked) if asked else " or ".join(usual)
-    raise UserError(f"dataset {name!r} has no split {wanted}: name one of {', '.join(splits)} with {flag}")
+    wanted, there = quoted(asked) if asked else " or ".join(usual), ", ".join(splits)[:80]
+    raise UserError(f"dataset {quoted(name)} has no split {wanted}: name one of {there} with {flag}")
 
 
 def _rows(name: str, split: str, table: "Dataset", selection: Selection) -> Rows:
-    source = f"dataset {name!r}, split {split}"
+    source = f"dataset {quoted(name)}, split {split}"
     if not len(table):
         raise UserError(f"{source} holds no rows: name another with --train-split or --validation-split")
     text, label = selection.found_in(table.column_names, source)
