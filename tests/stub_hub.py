@@ -13,10 +13,13 @@ import re
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote
 
 COMMIT = "c" * 40
-ASKED = re.compile(r"^/api/(models|datasets)/(?P<repo>.+?)(?:/(?P<what>revision|tree|paths-info)/.*)?$")
+ASKED = re.compile(
+    r"^/api/(models|datasets)/(?P<repo>.+?)(?:/(?P<what>revision|tree|paths-info)/[^/]+(?:/(?P<under>.+))?)?$"
+)
 FILE = re.compile(r"^/(?:(datasets)/)?(?P<repo>.+?)/resolve/[^/]+/(?P<file>.+)$")
 
 # How a repository answers instead: a status, a code and a message.
@@ -95,24 +98,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif "file" in match.groupdict():
             self._file(self.hub.repositories[repo].get(match["file"]), fate)
         else:
-            self._about(match["repo"], self.hub.repositories[repo], match["what"])
+            self._about(match["repo"], self.hub.repositories[repo], match["what"], match["under"])
         return None
 
-    def _about(self, repo: str, files: dict[str, bytes], what: str | None) -> None:
-        listing = [
-            {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
+    def _about(self, repo: str, files: dict[str, bytes], what: str | None, under: str | None) -> None:
+        entries = {
+            name: {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
             for name, content in files.items()
-        ]
+        }
+        for parent in {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}:
+            entries[parent] = {"type": "directory", "path": parent, "oid": COMMIT}
         if what == "paths-info":
             named = parse_qs(self.body.decode())["paths"]
-            listing = [entry for entry in listing if entry["path"] in named]
-            listing += [
-                {"type": "directory", "path": path, "oid": COMMIT}
-                for path in named
-                if any(file.startswith(f"{path}/") for file in files)
+            answer: object = [entries[path] for path in named if path in entries]
+        elif what == "tree" and under and under not in entries:
+            return self._refuse(404, "EntryNotFound", f"{under} does not exist")
+        elif what == "tree":
+            deep = "recursive=true" in self.path.lower()
+            inside = (path for path in entries if not under or path.startswith(f"{under}/"))
+            answer = [
+                entries[path] for path in inside if deep or str(PurePosixPath(path).parent) == (under or ".")
             ]
-        about = {"id": repo, "sha": COMMIT, "private": False, "siblings": []}
-        self._send(json.dumps(listing if what in ("tree", "paths-info") else about).encode())
+        else:
+            answer = {"id": repo, "sha": COMMIT, "private": False, "siblings": []}
+        return self._send(json.dumps(answer).encode())
 
     def _file(self, content: bytes | None, fate: str | None) -> None:
         if content is None:

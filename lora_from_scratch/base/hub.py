@@ -8,6 +8,7 @@ the hub said decides the sentence. Models and datasets share this.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 
 from huggingface_hub import constants, set_client_factory
@@ -17,7 +18,7 @@ from huggingface_hub.utils import _http
 from lora_from_scratch.errors import NotFound, UserError, first_line, quoted
 
 LOGIN = "`hf auth login`, or HF_TOKEN"
-VIEWER = "//datasets-server."  # may be missing: the client asks it for figures, and does without
+ASIDE = ("//datasets-server.", "//s3.amazonaws.com/")  # figures and a counter: the client does without
 TROUBLE = {408, 429, 500, 502, 503, 504}  # what the client asks again after
 
 
@@ -45,12 +46,15 @@ class Answers:
             return UserError(REFUSALS[self.refusal].format(named=named))
         if self.refusal == "missing":
             return NotFound(
-                f"{named} is neither here nor on the hub: check the name, {instead}", "the hub does not have it"
+                f"{named} is neither here nor on the hub: check the name, {instead}",
+                "the hub does not have it",
             )
         if self.trouble:
             return NotFound(f"{named}: {self.trouble}: try again later, {instead}", self.trouble)
         if isinstance(error, HFValidationError):
-            return NotFound(f"{named} is neither here nor a name of the hub's kind, owner/name: check it, {instead}")
+            return NotFound(
+                f"{named} is neither here nor a name of the hub's kind, owner/name: check it, {instead}"
+            )
         return UserError(f"{named} does not come from the hub: {first_line(error)[:90]}; {instead}")
 
     def watched(self, client: object) -> object:
@@ -60,15 +64,16 @@ class Answers:
 
         def watched_request(*arguments: object, **options: object) -> object:
             options = self._bounded(options)
-            if VIEWER in str(options.get("url", arguments[-1:])):
+            if any(host in str(options.get("url", arguments[-1:])) for host in ASIDE):
                 return request(*arguments, **options)
-            with self._exchange(lost) as note:
-                return note(request(*arguments, **options))
+            with self._exchange(lost) as began:
+                return self._noted(request(*arguments, **options), began)
 
         @contextmanager
         def watched_stream(*arguments: object, **options: object) -> Iterator[object]:
-            with self._exchange(lost) as note, stream(*arguments, **self._bounded(options)) as response:
-                yield note(response)
+            with self._exchange(lost) as began, stream(*arguments, **self._bounded(options)) as response:
+                response.iter_bytes = partial(self._body, lost, response.iter_bytes)
+                yield self._noted(response, began)
 
         client.request, client.stream = watched_request, watched_stream
         return client
@@ -79,27 +84,33 @@ class Answers:
         return {**options, "timeout": min(seconds, self.patience) if known else self.patience}
 
     @contextmanager
-    def _exchange(self, lost: type[Exception]) -> Iterator[Callable[[object], object]]:
-        """One request and its answer, body included; GaveUp instead of a failure if that lasts too long."""
-        began, answers = time.monotonic(), []
-
-        def note(response: object) -> object:
-            answers.append(response)
-            self._note(response, began)
-            return response
-
+    def _exchange(self, lost: type[Exception]) -> Iterator[float]:
+        """When a request begins; GaveUp instead of its failure if that lasts too long."""
+        began = time.monotonic()
         try:
-            yield note
+            yield began
         except lost as error:
-            self.trouble = _in_words(error, broke_off=bool(answers))
-            if answers and _came_further(answers[0]):
-                began, self.since = time.monotonic(), None
-            self._trouble(began, error)
+            silent = "Timeout" in type(error).__name__
+            self.trouble = self.trouble or f"the hub {'does not answer' if silent else 'cannot be reached'}"
+            self._last(began, error)
             raise
-        if answers and answers[0].status_code not in TROUBLE:
-            self.since = None
 
-    def _note(self, response: object, began: float) -> None:
+    def _body(
+        self, lost: type[Exception], chunks: Callable[..., Iterator[bytes]], **options: object
+    ) -> Iterator[bytes]:
+        """The body of an answer, which the client asks for again from where the last whole chunk ended."""
+        began = time.monotonic()
+        try:
+            for chunk in chunks(**options):
+                began, self.since = time.monotonic(), None
+                yield chunk
+        except lost as error:
+            self.trouble = "the download broke off (whole files are kept)"
+            self._last(began, error)
+            raise
+
+    def _noted(self, response: object, began: float) -> object:
+        """The response, after what it says of the hub is kept. GaveUp for trouble that lasts."""
         status, headers = response.status_code, response.headers
         code = headers.get("X-Error-Code")
         if status in TROUBLE:
@@ -110,7 +121,7 @@ class Answers:
                 else f"the hub has trouble of its own ({status})"
             )
             asks_to_wait = busy or "Retry-After" in headers
-            self._trouble(float("-inf") if asks_to_wait else began, None)
+            self._last(float("-inf") if asks_to_wait else began, None)
         elif code == "GatedRepo":
             self.refusal = "gated"
         elif "Invalid credentials" in headers.get("X-Error-Message", ""):
@@ -121,8 +132,11 @@ class Answers:
             self.refusal = "private"
         elif status == 404 and code == "RepoNotFound":
             self.refusal = "missing"
+        elif response.is_success and response.request.method != "GET":  # a body may still break off
+            self.since = None
+        return response
 
-    def _trouble(self, began: float, error: Exception | None) -> None:
+    def _last(self, began: float, error: Exception | None) -> None:
         self.since = began if self.since is None else min(self.since, began)
         if time.monotonic() - self.since >= self.patience:
             raise GaveUp(self.trouble) from error
@@ -131,7 +145,8 @@ class Answers:
 REFUSALS = {
     "gated": "{named} is gated: agree to its terms on its page of the hub, then log in: " + LOGIN,
     "login": "{named}: the hub does not know the token that it was sent: log in again: " + LOGIN,
-    "forbidden": "{named}: the hub does not show it to this token: log in as somebody who may see it: " + LOGIN,
+    "forbidden": "{named}: the hub does not show it to this token: log in as somebody who may see it: "
+    + LOGIN,
     "private": "{named}: the hub shows it to nobody without a login: check the name, and if it is private, "
     "log in: " + LOGIN,
 }
@@ -160,16 +175,3 @@ def out_of_reach(what: str, name: str, part: str = "") -> NotFound:
         f"or use --{what} bundled",
         "it is out of reach",
     )
-
-
-def _came_further(response: object) -> bool:
-    """Whether the next attempt starts further on: the client keeps whole portions, of what goes on alone."""
-    again = response.status_code == 200 and "Range" in response.request.headers
-    return response.num_bytes_downloaded >= constants.DOWNLOAD_CHUNK_SIZE and not again
-
-
-def _in_words(error: Exception, broke_off: bool) -> str:
-    kind = type(error).__name__
-    if "Timeout" in kind and not broke_off:
-        return "the hub does not answer"
-    return "the download broke off (whole files are kept)" if broke_off else "the hub cannot be reached"

@@ -174,12 +174,12 @@ def _build(name: str, config: GPT2Config) -> GPT2ForSequenceClassification:
     try:
         return GPT2ForSequenceClassification(config)
     except (RuntimeError, ValueError, KeyError, TypeError, ArithmeticError, MemoryError) as error:
-        raise UserError(f"model {name!r} cannot be built: {first_line(error)[:80]}; see config.json") from error
+        raise UserError(
+            f"model {name!r} cannot be built: {first_line(error)[:80]}; see config.json"
+        ) from error
 
 
-def _load_weights(
-    name: str, folder: Path, config: GPT2Config
-) -> tuple[GPT2ForSequenceClassification, bool]:
+def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForSequenceClassification, bool]:
     """The model with its pretrained weights, and whether its head still has to be drawn."""
     files.check_weights(name, folder, config)
     try:

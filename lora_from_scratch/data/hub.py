@@ -56,7 +56,7 @@ def _candidates(name: str) -> list[tuple[str, str | None]]:
     parts = whole.split("/")
     if len(parts) == 3:
         return [("/".join(parts[:2]), parts[2])]
-    return [(whole, None)] + [(parts[0], parts[1])] * (len(parts) == 2)
+    return [(whole, None), (parts[0], parts[1])] if len(parts) == 2 else [(whole, None)]
 
 
 def _load(name: str) -> "DatasetDict":
