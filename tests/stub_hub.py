@@ -37,8 +37,9 @@ REFUSALS = {
 class StubHub:
     """`repositories` maps ("models" or "datasets", id) to {file: bytes}; `fates` ids to what befalls them.
 
-    A fate is a key of `REFUSALS`; "breaks off" (each file ends after half its bytes, whoever asks again gets
-    the same) or "broke once" (asked again it comes whole); "stalls" (nothing comes), "stalls midway" (after half).
+    A fate is a key of `REFUSALS`; "breaks off" (each file ends after half its bytes, whenever it is asked
+    for) or "broke once" (then it comes whole); "stalls" (nothing comes) or "stalls midway" (after half).
+    Whoever asks for /befall/ID?FATE changes one.
     """
 
     def __init__(self) -> None:
@@ -83,6 +84,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(self.path.partition("?")[0])
+        if path.startswith("/befall/"):
+            self.hub.fates[path.removeprefix("/befall/")] = unquote(self.path.partition("?")[2])
+            return self._send(b"{}")
         self.hub.requests.append((self.command, path))
         match = ASKED.match(path) or FILE.match(path)
         if match is None:

@@ -27,17 +27,49 @@ ROOT = Path(__file__).parents[1]
 CLOSED = "http://127.0.0.1:9"  # a port where nobody listens
 
 
-def python(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python` in the project's folder with its own cache, and a hub that does not answer."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**kept, "HF_HOME": str(home), "HF_ENDPOINT": CLOSED},
+        env={**kept, "HF_HOME": str(home), "HF_ENDPOINT": CLOSED, **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def command_lines(
+    home: Path, lines: list[list[str]], finish: str = "", **environment: str
+) -> list[dict[str, object]]:
+    """What each command line does, one after the other in one process; `finish` is Python for its end.
+
+    Their outputs are caught where the operating system takes them, whoever writes. A line that starts with
+    /befall/ is asked of the hub instead.
+    """
+    code = f"""
+import json, os, sys, tempfile, time, urllib.request
+from lora_from_scratch.cli.main import main
+answers, done = os.fdopen(os.dup(1), "w"), []
+for line in {lines!r}:
+    started = time.perf_counter()
+    if line[0].startswith("/befall/"):
+        urllib.request.urlopen(os.environ["HF_ENDPOINT"] + line[0]).close()
+        continue
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+        status = main(line)
+        sys.stdout.flush(), sys.stderr.flush()
+        out.seek(0), err.seek(0)
+        seconds = time.perf_counter() - started
+        done.append(dict(status=status, stdout=out.read(), stderr=err.read(), seconds=seconds))
+{finish}
+print(json.dumps(done), file=answers)
+"""
+    done = python(home, "-c", code, **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def cached_gpt2(home: Path) -> dict[str, torch.Tensor]:
@@ -146,10 +178,7 @@ def test_weights_from_the_cache_arrive_as_they_are(from_cache):
 
 @pytest.fixture(scope="module")
 def without_hub(tmp_path_factory) -> tuple[Path, list[dict[str, object]]]:
-    """Command lines one after the other in one process that finds neither hub nor cache: what each one does.
-
-    Their outputs are caught where the operating system takes them, whoever writes.
-    """
+    """Command lines in a process that finds neither hub nor cache: what each one does."""
     home = tmp_path_factory.mktemp("nothing")
     rows = "".join(f"text {i}\t{i % 2}\n" for i in range(40))
     (home / "mine.tsv").write_text("sentence\tlabel\n" + rows)
@@ -161,29 +190,14 @@ def without_hub(tmp_path_factory) -> tuple[Path, list[dict[str, object]]]:
         ["--dataset", "sst2", *out],
         ["--dataset", str(home / "mine.tsv"), "--dry-run"],
     ]
-    code = f"""
-import json, os, sys, tempfile, time
-started = time.perf_counter()
-from lora_from_scratch.cli.main import main
-answers, done = os.fdopen(os.dup(1), "w"), []
-for line in {lines!r}:
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
-        status = main(line)
-        sys.stdout.flush(), sys.stderr.flush()
-        out.seek(0), err.seek(0)
-        seconds = time.perf_counter() - started
-        done.append(dict(status=status, stdout=out.read(), stderr=err.read(), seconds=seconds))
-print(json.dumps(done), file=answers)
-"""
-    return home, json.loads(python(home, "-c", code).stdout)
+    return home, command_lines(home, lines)
 
 
 def test_without_hub_or_cache_the_bundle_stands_in_and_says_so(without_hub):
     home, (done, *_) = without_hub
     assert done["status"] == 0, done["stderr"]
     assert done["seconds"] < 60
-    assert "The hub is out of reach and its cache does not hold sst2 and gpt2" in done["stdout"]
+    assert "No sst2 and gpt2: the hub is out of reach, and its cache does not hold" in done["stdout"]
     assert "mini-gpt2 (bundled) on mini-reviews (bundled)" in done["stdout"]
     results = json.loads((home / "first" / "results.json").read_text())
     assert (results["model"], results["dataset"]) == ("mini-gpt2 (bundled)", "mini-reviews (bundled)")
@@ -194,8 +208,8 @@ def test_without_hub_or_cache_the_bundle_stands_in_and_says_so(without_hub):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (1, "model 'gpt2' is neither here nor in the hub's cache"),
-        (2, "dataset 'sst2' is neither here nor in the hub's cache"),
+        (1, "model 'gpt2' is neither here nor cached, and the hub is out of reach"),
+        (2, "dataset 'sst2' is neither here nor cached, and the hub is out of reach"),
     ],
 )
 def test_what_was_asked_for_by_name_is_never_replaced(without_hub, line, message):
@@ -209,7 +223,7 @@ def test_what_was_asked_for_by_name_is_never_replaced(without_hub, line, message
 def test_a_named_dataset_goes_with_the_bundled_model(without_hub):
     home, done = without_hub
     assert done[3]["status"] == 0, done[3]["stderr"]
-    assert "its cache does not hold gpt2: this run" in done[3]["stdout"]
+    assert "No gpt2: the hub is out of reach, and its cache does not hold" in done[3]["stdout"]
     assert f"mini-gpt2 (bundled) on {home / 'mine.tsv'}" in done[3]["stdout"]
 
 

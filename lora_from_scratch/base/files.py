@@ -1,4 +1,4 @@
-"""What lies in a model's folder: read and checked before anything is built, so that damage costs no memory."""
+"""What lies in a model's folder: checked before anything is built, so that damage costs no memory."""
 
 import json
 from collections.abc import Iterable
@@ -139,8 +139,8 @@ def no_safetensors(name: str, there: Iterable[str], wanted: str = WEIGHTS) -> st
     pickle = next((file for file in there if file.endswith((".bin", ".pt", ".pth", ".ckpt"))), None)
     if pickle:
         return (
-            f"model {name!r} has its weights in a pickle alone ({pickle}), which is never opened: save them as "
-            "safetensors with transformers' save_pretrained"
+            f"model {name!r} has its weights in a pickle alone ({pickle}), which is never opened: save it "
+            "anew with transformers' save_pretrained"
         )
     return f"model {name!r} has no {wanted}: fetch it, or name another model"
 

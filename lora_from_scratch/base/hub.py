@@ -36,7 +36,7 @@ class Answers:
         self.since: float | None = None  # when the first of the failures in a row began
 
     def failure(self, what: str, name: str, error: Exception) -> UserError:
-        """One line for what kept a model or dataset (`what`) from coming: NotFound if the user cannot help it.
+        """One line for what kept a model or dataset from coming: NotFound if the user cannot help it.
 
         Nothing can be done about a hub that does not answer, or that lacks what it should have; a login can
         be given, or put right.
@@ -169,9 +169,10 @@ def is_offline() -> bool:
 
 def out_of_reach(what: str, name: str, part: str = "") -> NotFound:
     """What is not in the cache, or only in part, while nothing can be asked."""
-    there = f"is in the hub's cache without {part}" if part else "is neither here nor in the hub's cache"
+    named = f"{what} {quoted(name, length=40)}"
+    there = f"{named} is in the hub's cache without {part}" if part else f"{named} is neither here nor cached"
     return NotFound(
-        f"{what} {quoted(name, length=40)} {there}, and the hub is out of reach: check the network and HF_HUB_OFFLINE, "
+        f"{there}, and the hub is out of reach: check the network and HF_HUB_OFFLINE, "
         f"or use --{what} bundled",
-        "it is out of reach",
+        "the hub is out of reach",
     )

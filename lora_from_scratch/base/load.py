@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants, list_repo_files, snapshot_download
 from huggingface_hub.errors import IncompleteSnapshotError
-from huggingface_hub.file_download import repo_folder_name
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -124,11 +123,12 @@ def fetch(name: str, weights: bool = True) -> Path:
 
 
 def warn_of_shadow(name: str) -> None:
-    """Warn where a folder here has the name of a model that the hub, or its cache, is known to have."""
-    cached = os.path.join(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
-    if os.path.isdir(name) and (name == DEFAULT or os.path.isdir(cached)):
+    """Warn where a folder here has the name of a model that the hub is known to have."""
+    cached = os.path.join(constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
+    known = name == DEFAULT or os.path.isdir(cached)
+    if known and os.path.isdir(name) and not name.startswith((".", "/", "~")):
         warnings.warn(
-            f"model {name} is the folder ./{name} here, not the hub's {name}: run elsewhere for that one, or "
+            f"model {name} is the folder ./{name} here, not the hub's: run elsewhere for that one, or "
             f"say --model ./{name}",
             stacklevel=2,
         )
@@ -166,7 +166,7 @@ def _cached(name: str, wanted: list[str]) -> str | None:
 
 
 def _recorded(name: str, folder: Path) -> str:
-    """What files that build on a model call it: for one of the hub that is its id, wherever the cache lies."""
+    """What files that build on a model call it: one of the hub by its id, wherever the cache lies."""
     return str(folder) if name == BUNDLED else name
 
 

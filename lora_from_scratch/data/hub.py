@@ -90,7 +90,7 @@ def _load(name: str) -> "DatasetDict":
 def _of_configurations(
     name: str, repository: str, configuration: str | None, error: Exception
 ) -> UserError | None:
-    """What `datasets` says of configurations, said in this project's words; None where it says something else."""
+    """What `datasets` says of configurations, in this project's words; None where it speaks of others."""
     from lora_from_scratch.base import hub
 
     text, named = str(error), f"dataset {quoted(name, length=40)}"
