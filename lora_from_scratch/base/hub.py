@@ -55,7 +55,10 @@ class Answers:
             return NotFound(
                 f"{named} is neither here nor a name of the hub's kind, owner/name: check it, {instead}"
             )
-        return UserError(f"{named} does not come from the hub: {first_line(error)[:90]}; {instead}")
+        while error.__cause__:  # what reads the files says last what is wrong with them
+            error = error.__cause__
+        reason = first_line(error)[:70]
+        return UserError(f"{named} does not load ({reason}): a file may be empty or damaged; {instead}")
 
     def watched(self, client: object) -> object:
         """The client with its two ways of asking watched, and with no wait longer than the patience."""

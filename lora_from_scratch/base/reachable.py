@@ -8,7 +8,11 @@ import urllib.request
 
 PROBE_SECONDS = 3.0
 # The client's errors are told in one line: its own warnings would only tell them twice.
-SETTINGS = {"HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}
+SETTINGS = {
+    "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+    "HF_HUB_VERBOSITY": "critical",
+    "DATASETS_VERBOSITY": "critical",
+}
 BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")  # for a terminal alone
 
 
