@@ -233,8 +233,8 @@ TOLD = {
     "private, log in: `hf auth login`, or HF_TOKEN",
     "bad token": "{} 'stub/bad-token': the hub does not know the token that it was sent: log in again: "
     "`hf auth login`, or HF_TOKEN",
-    "gated": "{} 'stub/gated' is gated: agree to its terms on its page of the hub, then log in: `hf "
-    "auth login`, or HF_TOKEN",
+    "gated": "{} 'stub/gated' is gated: agree to its terms on its page of the hub, "
+    "then log in: `hf auth login`, or HF_TOKEN",
     "forbidden": "{} 'stub/forbidden': the hub does not show it to this token: log in as somebody who may see "
     "it: `hf auth login`, or HF_TOKEN",
     "missing": "{} 'stub/missing' is neither here nor on the hub: check the name, or use --{} bundled",
@@ -261,8 +261,10 @@ WRONG = {
     "train, validation_matched with --validation-split",
     "--dataset glue/empty": "dataset 'glue/empty' does not load (BatchSize must be greater than 0, got 0): a "
     "file may be empty or damaged; or use --dataset bundled",
-    "--dataset glue/null-text": "dataset 'glue/null-text', split train, row 1: the text is null; fill "
-    "it in, or delete the row",
+    "--dataset stub/csv": "dataset 'stub/csv', split validation holds no rows: name another with "
+    "--train-split or --validation-split",
+    "--dataset glue/null-text": "dataset 'glue/null-text', split train, row 1: the text is "
+    "null; fill it in, or delete the row",
     "--dataset nyu-mll/glue/null-label": "dataset 'nyu-mll/glue/null-label', split train, row 1: the label is "
     "null; fill it in, or delete the row",
 }
@@ -308,6 +310,7 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
             ("models", "stub/pickle"): pickle,
             ("models", "stub/adapter"): {"adapter_config.json": b"{}"},
             ("datasets", "nyu-mll/glue"): sst2,
+            ("datasets", "stub/csv"): {"train.csv": b"text,label\na,0\nb,1\n", "dev.csv": b"text,label\n"},
         }
         for fate in [*TOLD, "broke once"]:
             name = "stub/" + fate.replace(" ", "-")

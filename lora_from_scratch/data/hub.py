@@ -96,6 +96,8 @@ def _of_configurations(
     text, named = str(error), f"dataset {quoted(name, length=40)}"
     found = re.search(r"\[(.*?)\]", text) or re.search(r"in the cache: (.*)", text)
     there = re.sub(r"['\"]", "", found[1]) if found else ""
+    if empty := re.search(r'"(.+?)" corresponds to no data', text):
+        return _no_rows(name, empty[1])
     if "Couldn't find cache for" in text:
         return hub.out_of_reach("dataset", name, f"the configuration {configuration}")
     if not isinstance(error, ValueError) or "onfig" not in text or not there:
@@ -118,8 +120,13 @@ def _split_named(
 def _rows(name: str, split: str, table: "Dataset", selection: Selection) -> Rows:
     source = f"dataset {quoted(name)}, split {split}"
     if not len(table):
-        raise UserError(f"{source} holds no rows: name another with --train-split or --validation-split")
+        raise _no_rows(name, split)
     text, label = selection.found_in(table.column_names, source)
     label_names = getattr(table.features[label], "names", None)
     values = zip(range(len(table)), table[text], table[label], strict=True)
     return collect(values, source, "row", selection.drop_blank, label_names)
+
+
+def _no_rows(name: str, split: str) -> UserError:
+    source = f"dataset {quoted(name)}, split {split}"
+    return UserError(f"{source} holds no rows: name another with --train-split or --validation-split")
