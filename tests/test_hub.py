@@ -233,10 +233,10 @@ TOLD = {
     "private, log in: `hf auth login`, or HF_TOKEN",
     "bad token": "{} 'stub/bad-token': the hub does not know the token that it was sent: log in again: "
     "`hf auth login`, or HF_TOKEN",
-    "gated": "{} 'stub/gated' is gated: agree to its terms on its page of the hub, "
-    "then log in: `hf auth login`, or HF_TOKEN",
-    "forbidden": "{} 'stub/forbidden': the hub does not show it to this token: log in as somebody who may see "
-    "it: `hf auth login`, or HF_TOKEN",
+    "gated": "{} 'stub/gated' is gated: agree to its terms on its page of the "
+    "hub, then log in: `hf auth login`, or HF_TOKEN",
+    "forbidden": "{} 'stub/forbidden': the hub does not show it to this token: log in as somebody who may "
+    "see it: `hf auth login`, or HF_TOKEN",
     "missing": "{} 'stub/missing' is neither here nor on the hub: check the name, or use --{} bundled",
     "busy": "{} 'stub/busy': the hub takes no more requests from here for now (429): try again later, or use "
     "--{} bundled",
@@ -263,10 +263,10 @@ WRONG = {
     "file may be empty or damaged; or use --dataset bundled",
     "--dataset stub/csv": "dataset 'stub/csv', split validation holds no rows: name another with "
     "--train-split or --validation-split",
-    "--dataset glue/null-text": "dataset 'glue/null-text', split train, row 1: the text is "
-    "null; fill it in, or delete the row",
-    "--dataset nyu-mll/glue/null-label": "dataset 'nyu-mll/glue/null-label', split train, row 1: the label is "
-    "null; fill it in, or delete the row",
+    "--dataset glue/null-text": "dataset 'glue/null-text', split train, row 1: the text "
+    "is null; fill it in, or delete the row",
+    "--dataset nyu-mll/glue/null-label": "dataset 'nyu-mll/glue/null-label', split train, row 1: the label "
+    "is null; fill it in, or delete the row",
 }
 
 

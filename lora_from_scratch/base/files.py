@@ -109,7 +109,10 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     shapes[key.removeprefix("transformer.")] = tuple(file.get_slice(key).get_shape())
         except Exception as error:  # many kinds are raised; all mean that the file is bad
-            raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)}") from error
+            reason = first_line(error)[:80]
+            raise UserError(
+                f"the weights of model {name!r} cannot be read: {reason}; copy them anew"
+            ) from error
     blocks = {key.split(".")[1] for key in shapes if key.startswith("h.")}
     if config.n_layer > len(blocks):  # before a block is built for each that the configuration asks for
         raise UserError(

@@ -35,6 +35,7 @@ def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
             files.refuse_pointer(name, folder / file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer("a film")
         known, embedded = len(tokenizer), config.vocab_size
         highest = max(tokenizer.get_vocab().values(), default=0)
     except (KeyboardInterrupt, SystemExit):
@@ -192,7 +193,7 @@ def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForS
             output_loading_info=True,
         )
     except Exception as error:  # many kinds are raised; all mean that the files are bad
-        raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)}") from error
+        raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)[:90]}") from error
     for key, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"model {name!r}: {key} holds a value that is not finite; copy its weights anew")
