@@ -57,10 +57,13 @@ def read_config(name: str, folder: Path) -> GPT2Config:
     refuse_pointer(name, path)
     try:
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
-        _check_values(values)
+        _check_sizes(values)
+        _check_labels(name, values.get("id2label"))
         kind = values["model_type"]
         if kind == "gpt2":
             config = AutoConfig.from_pretrained(folder)
+    except UserError:
+        raise
     except Exception as error:  # many kinds are raised; all mean that the file is bad
         reason = "no model_type" if isinstance(error, KeyError) else first_line(error)[:80]
         raise UserError(f"model {name!r}: config.json is damaged ({reason}); copy it anew") from error
@@ -71,8 +74,8 @@ def read_config(name: str, folder: Path) -> GPT2Config:
     return config
 
 
-def _check_values(values: object) -> None:
-    """Raises ValueError for sizes and label names that transformers would take, and fail on later."""
+def _check_sizes(values: object) -> None:
+    """Raises ValueError for sizes that transformers would take, and run out of memory or fail on later."""
     if not isinstance(values, dict):
         raise ValueError("not an object")
     for names, most in LIMITS.items():
@@ -82,14 +85,16 @@ def _check_values(values: object) -> None:
                 continue
             if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
                 raise ValueError(f"{key} is {str(size)[:20]}")
-    labels = values.get("id2label")
-    if labels is not None:
-        if not isinstance(labels, dict) or not labels:
-            raise ValueError("id2label is no list of names")
-        if set(labels) != {str(i) for i in range(len(labels))}:
-            raise ValueError(f"id2label has the ids {', '.join(labels)[:30]}: number them from 0")
-        if not all(isinstance(label, str) for label in labels.values()):
-            raise ValueError("id2label has a name that is no text")
+
+
+def _check_labels(name: str, labels: object) -> None:
+    if labels is None:
+        return
+    place = f"model {name!r}: id2label in config.json"
+    if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        raise UserError(f'{place} is no table of names: write it as {{"0": "negative", "1": "positive"}}')
+    if set(labels) != {str(i) for i in range(len(labels))} or not labels:
+        raise UserError(f"{place} has the ids {', '.join(labels)[:30] or 'of nothing'}: number them from 0")
 
 
 def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
@@ -99,10 +104,8 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
     the head alone may be, since it is drawn anew then.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    check_format(name, folder)
     for path in weight_files(folder):
-        if not path.is_file():
-            there = sorted(file.name for file in folder.iterdir())
-            raise UserError(no_safetensors(name, there, path.name))
         refuse_pointer(name, path)
         try:
             with safe_open(path, framework="pt") as file:
@@ -135,6 +138,13 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
             f"model {name!r} lacks a usable {broken[0]} (and {len(broken) - 1} other tensors): "
             "config.json and its weights do not fit; copy both anew"
         )
+
+
+def check_format(name: str, folder: Path) -> None:
+    """UserError if a folder lacks a safetensors file of its weights, such as one with a pickle alone."""
+    for path in weight_files(folder):
+        if not path.is_file():
+            raise UserError(no_safetensors(name, sorted(file.name for file in folder.iterdir()), path.name))
 
 
 def no_safetensors(name: str, there: Iterable[str], wanted: str = WEIGHTS) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants, list_repo_files, snapshot_download
-from huggingface_hub.errors import IncompleteSnapshotError
+from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -117,6 +117,8 @@ def fetch(name: str, weights: bool = True) -> Path:
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, files.CONFIG)):
             raise UserError(f"model folder {name!r} holds no config.json: name the folder of a checkpoint")
+        if weights:
+            files.check_format(name, Path(name))
         return Path(name)
     if os.path.exists(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise NotFound(f"model {name!r} is not a folder; --model takes a hub id, a folder or {BUNDLED!r}")
@@ -142,7 +144,7 @@ def _from_hub(name: str, weights: bool) -> Path:
             folder = snapshot_download(name, allow_patterns=wanted)
         except Exception as error:  # of many kinds: what the hub said decides
             folder = getattr(error, "snapshot_path", None) or _cached(name, wanted)
-            if folder is None and hub.is_offline():
+            if folder is None and hub.is_offline() and not isinstance(error, HFValidationError):
                 raise hub.out_of_reach("model", name) from error
             if folder is None or files.lacking(Path(folder), weights):
                 raise answers.failure("model", name, error) from error

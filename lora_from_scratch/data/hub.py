@@ -39,8 +39,8 @@ def warn_of_shadow(name: str) -> None:
     """Warn where a file or folder here has the name of a dataset that the hub is known to have."""
     if (name in ALIASES or name.partition("/")[0] in OWNERS) and os.path.exists(name):
         warnings.warn(
-            f"dataset {name} is ./{name} here, not the hub's {name}: for that one say --dataset "
-            f"{_whole(name)}, for yours ./{name}",
+            f"dataset {name} is ./{name} here, not the hub's: for that one say --dataset {_whole(name)}, for "
+            f"yours ./{name}",
             stacklevel=2,
         )
 
