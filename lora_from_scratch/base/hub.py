@@ -62,7 +62,8 @@ class Answers:
 
     def watched(self, client: object) -> object:
         """The client with its two ways of asking watched, and with no wait longer than the patience."""
-        lost = import_module(type(client).__module__.partition(".")[0]).TransportError
+        modules = (kind.__module__.partition(".")[0] for kind in type(client).__mro__)
+        lost = import_module(next(name for name in modules if name.startswith("httpx"))).TransportError
         request, stream = client.request, client.stream
 
         def watched_request(*arguments: object, **options: object) -> object:
@@ -95,7 +96,7 @@ class Answers:
         except lost as error:
             silent = "Timeout" in type(error).__name__
             self.trouble = self.trouble or f"the hub {'does not answer' if silent else 'cannot be reached'}"
-            self._last(began, error)
+            self._judge(began, error)
             raise
 
     def _body(
@@ -109,7 +110,7 @@ class Answers:
                 yield chunk
         except lost as error:
             self.trouble = "the download broke off (whole files are kept)"
-            self._last(began, error)
+            self._judge(began, error)
             raise
 
     def _noted(self, response: object, began: float) -> object:
@@ -124,7 +125,7 @@ class Answers:
                 else f"the hub has trouble of its own ({status})"
             )
             asks_to_wait = busy or "Retry-After" in headers
-            self._last(float("-inf") if asks_to_wait else began, None)
+            self._judge(float("-inf") if asks_to_wait else began, None)
         elif code == "GatedRepo":
             self.refusal = "gated"
         elif "Invalid credentials" in headers.get("X-Error-Message", ""):
@@ -139,7 +140,8 @@ class Answers:
             self.since = None
         return response
 
-    def _last(self, began: float, error: Exception | None) -> None:
+    def _judge(self, began: float, error: Exception | None) -> None:
+        """Let the client ask again, unless trouble lasts."""
         self.since = began if self.since is None else min(self.since, began)
         if time.monotonic() - self.since >= self.patience:
             raise GaveUp(self.trouble) from error

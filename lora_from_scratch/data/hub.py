@@ -73,7 +73,7 @@ def _load(name: str) -> "DatasetDict":
                 return datasets.load_dataset(f"hf://datasets/{repository}", configuration)
             except Exception as error:  # of many kinds: what the hub said decides
                 known = _of_configurations(name, repository, configuration, error)
-                if known and not answers.trouble:
+                if known and not (answers.trouble or answers.refusal):
                     failure, elsewhere = known, False
                 elif hub.is_offline() and isinstance(error, OSError):
                     failure, elsewhere = hub.out_of_reach("dataset", name), True
