@@ -310,6 +310,7 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
             ("models", "stub/pickle"): pickle,
             ("models", "stub/adapter"): {"adapter_config.json": b"{}"},
             ("datasets", "nyu-mll/glue"): sst2,
+            ("datasets", "reviews"): sst2,
             ("datasets", "stub/csv"): {"train.csv": b"text,label\na,0\nb,1\n", "dev.csv": b"text,label\n"},
         }
         for fate in [*TOLD, "broke once"]:
@@ -333,7 +334,9 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.data.rows import Selection
 found = load_dataset("glue/mnli", Selection(validation_split="validation_matched"))
-json.dump([len(found.train), len(found.validation), found.validation_name], open({str(matched)!r}, "w"))
+also = load_dataset("reviews/sst2")
+found = [len(found.train), len(found.validation), found.validation_name, len(also.train)]
+json.dump(found, open({str(matched)!r}, "w"))
 """
         done = command_lines(
             home,
@@ -385,9 +388,10 @@ def test_models_and_datasets_come_over_http_under_their_own_names(over_http):
     assert adapter["base_model_name_or_path"] == "gpt2"
 
 
-def test_a_split_by_its_name(over_http):
+def test_a_split_and_a_configuration_by_their_names(over_http):
+    """MNLI's, and one of a dataset without an owner: reviews/sst2 is asked for as owner/name first."""
     home, _, _ = over_http
-    assert json.loads((home / "matched.json").read_text()) == [8, 4, "validation_matched"]
+    assert json.loads((home / "matched.json").read_text()) == [8, 4, "validation_matched", 300]
 
 
 def test_a_download_that_breaks_off_once_goes_on(over_http):
