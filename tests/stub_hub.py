@@ -45,6 +45,7 @@ class StubHub:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
         self.fates: dict[str, str] = {}
+        self.moved: dict[str, str] = {}  # ids that are redirected to others
         self.requests: list[tuple[str, str]] = []  # method and path
         self.broken: set[str] = set()  # etags of the files that broke off
         self.over = threading.Event()
@@ -91,6 +92,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         match = ASKED.match(path) or FILE.match(path)
         if match is None:
             return self._refuse(404, None, "no such page")
+        if match["repo"] in self.hub.moved:
+            moved = path.replace(match["repo"], self.hub.moved[match["repo"]], 1)
+            return self._send(b"", {"Location": moved}, 307)
         repo, fate = (match[1] or "models", match["repo"]), self.hub.fates.get(match["repo"])
         if fate == "stalls":
             self.hub.over.wait(60)

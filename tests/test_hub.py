@@ -61,7 +61,7 @@ def command_lines(
     code = f"""
 import json, os, sys, tempfile, time, urllib.request
 from lora_from_scratch.cli.main import main
-answers, done = os.fdopen(os.dup(1), "w"), []
+answers, errors, done = os.fdopen(os.dup(1), "w"), os.dup(2), []
 for line in {lines!r}:
     started = time.perf_counter()
     if line[0].startswith("/befall/"):
@@ -74,6 +74,7 @@ for line in {lines!r}:
         out.seek(0), err.seek(0)
         seconds = time.perf_counter() - started
         done.append(dict(status=status, stdout=out.read(), stderr=err.read(), seconds=seconds))
+os.dup2(errors, 2)
 {finish}
 print(json.dumps(done), file=answers)
 """
@@ -310,9 +311,10 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
             ("models", "stub/pickle"): pickle,
             ("models", "stub/adapter"): {"adapter_config.json": b"{}"},
             ("datasets", "nyu-mll/glue"): sst2,
-            ("datasets", "reviews"): sst2,
+            ("datasets", "you/reviews"): sst2,
             ("datasets", "stub/csv"): {"train.csv": b"text,label\na,0\nb,1\n", "dev.csv": b"text,label\n"},
         }
+        stub.moved = {"reviews": "you/reviews"}
         for fate in [*TOLD, "broke once"]:
             name = "stub/" + fate.replace(" ", "-")
             stub.fates[name] = fate
@@ -389,7 +391,7 @@ def test_models_and_datasets_come_over_http_under_their_own_names(over_http):
 
 
 def test_a_split_and_a_configuration_by_their_names(over_http):
-    """MNLI's, and one of a dataset without an owner: reviews/sst2 is asked for as owner/name first."""
+    """MNLI's, and one of a dataset called without its owner: reviews/sst2 is tried as owner/name first."""
     home, _, _ = over_http
     assert json.loads((home / "matched.json").read_text()) == [8, 4, "validation_matched", 300]
 
@@ -452,6 +454,14 @@ def test_another_configuration_in_the_cache_is_not_the_one_asked_for(cache):
         "check the network and HF_HUB_OFFLINE, or use --dataset bundled"
     )
     assert len(load_dataset("glue/cola").train) == len(load_dataset("nyu-mll/glue/cola").train) == 16
+
+
+def test_a_dataset_in_the_cache_is_found_without_its_owner(cache):
+    cached_sst2(cache)
+    folder = (cache / "datasets" / "nyu-mll___glue").rename(cache / "datasets" / "you___reviews")
+    for path in list(folder.rglob("glue-*.arrow")):
+        path.rename(path.with_name(path.name.replace("glue", "reviews")))
+    assert len(load_dataset("reviews/sst2").train) == len(load_dataset("you/reviews/sst2").train) == 16
 
 
 def test_a_split_without_rows(cache):

@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_from_scratch.data.rows import Rows, Selection, collect
@@ -70,7 +71,7 @@ def _load(name: str) -> "DatasetDict":
         with hub.asking() as answers:
             try:
                 # By its address: a folder here that is called as the repository is not meant.
-                return datasets.load_dataset(f"hf://datasets/{repository}", configuration)
+                return datasets.load_dataset(f"hf://datasets/{_owned(repository)}", configuration)
             except Exception as error:  # of many kinds: what the hub said decides
                 known = _of_configurations(name, repository, configuration, error)
                 if known and not (answers.trouble or answers.refusal):
@@ -85,6 +86,21 @@ def _load(name: str) -> "DatasetDict":
         if not elsewhere:
             raise failure
     raise failures[0]
+
+
+def _owned(repository: str) -> str:
+    """The id with its owner of a dataset that is called without: the hub knows, and else its cache may."""
+    import datasets
+    from huggingface_hub import dataset_info
+
+    from lora_from_scratch.base import hub
+
+    if "/" in repository:
+        return repository
+    if not hub.is_offline():
+        return dataset_info(repository).id
+    cached = list(Path(datasets.config.HF_DATASETS_CACHE).glob(f"*___{repository}"))
+    return cached[0].name.replace("___", "/") if len(cached) == 1 else repository
 
 
 def _of_configurations(
