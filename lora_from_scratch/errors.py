@@ -10,7 +10,11 @@ class UserError(ValueError):
 
 
 class NotFound(UserError):
-    """Neither a file or folder nor the hub nor its cache holds what was named."""
+    """Neither a file or folder nor the hub nor its cache gives what was named; `why` completes "the hub"."""
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why
 
 
 def first_line(error: Exception) -> str:

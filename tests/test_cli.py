@@ -153,7 +153,10 @@ def test_dry_run_of_sst2_gives_tokens_and_padding(shared, capsys):
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--model", "./nowhere"], "model './nowhere' is not a folder"),
         (["--dataset", "nowhere.tsv"], "dataset 'nowhere.tsv': no such file or folder"),
-        (["--dataset", "no/such"], "dataset 'no/such' is neither here nor in the hub's cache"),
+        (
+            ["--dataset", "no/such"],
+            "dataset 'no/such' is neither here nor cached, and the hub is out of reach",
+        ),
         (["--device", "cuda:99"], "--device cuda:99: PyTorch cannot use it here"),
         (["--max-length", "4096"], "--max-length 4096: this model has"),
         (["--lr", "1e30", "--max-steps", "40", "--limit-train", "40"], "--lr 1e+30 is too high"),

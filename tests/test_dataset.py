@@ -107,12 +107,12 @@ def test_integer_labels_are_ids_for_string_names_too(tmp_path):
     assert load_dataset(str(tmp_path)).validation.labels == [1, 0]
 
 
-@pytest.mark.parametrize("name", ["nowhere.csv", "./nowhere", "/nowhere/x.tsv", "a/b/c"])
+@pytest.mark.parametrize("name", ["nowhere.csv", "./nowhere", "/nowhere/x.tsv", "a/b/c/d"])
 def test_a_path_that_is_not_there(name):
     with pytest.raises(NotFound, match="no such file or folder"):
         load_dataset(name)
 
 
 def test_an_unknown_hub_id_out_of_reach_of_the_hub():
-    with pytest.raises(NotFound, match="neither here nor in the hub's cache, and the hub does not give it"):
+    with pytest.raises(NotFound, match="is neither here nor cached, and the hub is out of reach"):
         load_dataset("no-such-dataset-anywhere")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,16 +136,70 @@ def pickle_the_weights(folder):
     path.unlink()
 
 
+def configured(**values: object) -> Callable[[Path], None]:
+    """config.json with these values."""
+
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def pointer(name: str) -> Callable[[Path], None]:
+    """What git leaves of a large file without git-lfs."""
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548105171\n"
+    return lambda folder: (folder / name).write_text(text)
+
+
+def infinite(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.wpe.weight"][3, 3] = float("inf")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (pointer("model.safetensors"), "model.safetensors is a git-lfs pointer.*run `git lfs pull` there"),
+        (pointer("config.json"), "config.json is a git-lfs pointer, not the file: run `git lfs pull` there"),
+        (infinite, "transformer.wpe.weight holds a value that is not finite"),
+        (configured(n_embd=9999999999), r"config.json is damaged \(n_embd is 9999999999\)"),
+        (configured(hidden_size=-16), r"damaged \(hidden_size is -16\)"),
+        (configured(n_layer=900), "config.json asks for 900 blocks, 2 are there"),
+        (configured(num_labels=10**9), r"damaged \(num_labels is 1000000000\)"),
+        (configured(n_embd=32), "lacks a usable transformer.h.0.attn.c_attn.bias .*do not fit"),
+        (configured(n_positions=100_000), "lacks a usable transformer.wpe.weight"),
+        (configured(n_head=0), r"damaged \(n_head is 0\)"),
+        (configured(n_head=3), "config.json is damaged"),
+        (configured(n_inner=[64]), r"damaged \(n_inner is \[64\]\)"),
+        (configured(activation_function="gel"), "config.json is damaged"),
+        (configured(resid_pdrop=None), "config.json is damaged"),
+        (
+            configured(id2label={"1": "a", "2": "b"}),
+            "id2label in config.json has the ids 1, 2: number them from 0",
+        ),
+        (
+            configured(id2label={"0": "a", "2": "b"}),
+            "id2label in config.json has the ids 0, 2: number them from 0",
+        ),
+        (
+            configured(id2label={"no": "a", "yes": "b"}),
+            "id2label in config.json has the ids no, yes: number them from 0",
+        ),
+        (configured(id2label={"0": "a", "1": None}), "id2label in config.json is no table of names"),
+        (configured(id2label=["a", "b"]), "id2label in config.json is no table of names"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_bytes(b"{}\xff"), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), r"damaged \(not an object\)"),
+        (lambda folder: (folder / "config.json").write_text("{}"), r"damaged \(no model_type\)"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (corrupt_config, "config.json is damaged"),
         (other_architecture, "is a bert: this project adapts GPT-2 alone"),
         (truncate, "weights of model .* cannot be read"),
         (drop_a_tensor, "lacks a usable transformer.h.1.mlp.c_fc.weight"),
         (reshape_a_tensor, "lacks a usable transformer.wpe.weight"),
-        (pickle_the_weights, "weights of model .* cannot be read"),
+        (pickle_the_weights, r"has its weights in a pickle alone \(pytorch_model.bin\)"),
     ],
 )
 def test_damaged_folders_are_refused(folder, damage, message):
@@ -151,6 +207,49 @@ def test_damaged_folders_are_refused(folder, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         load_model(str(folder), LABELS, 0)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_label_names_of_a_checkpoint_come_in_the_order_of_their_ids(folder):
+    load_model(str(folder), ["a", "b", "c"], 0).save_pretrained(folder)
+    configured(id2label={"2": "low", "0": "high", "1": "mid"})(folder)
+    assert load_model(str(folder), None, 0).config.id2label == {0: "high", 1: "mid", 2: "low"}
+
+
+def test_weights_in_shards(folder):
+    whole = load_model(str(folder), LABELS, 0, generator())
+    (folder / "model.safetensors").unlink()
+    whole.save_pretrained(folder, max_shard_size="10KB")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    again = load_model(str(folder), LABELS, 0)
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+    lost = max(folder.glob("model-*-of-*.safetensors"))
+    lost.unlink()
+    with pytest.raises(UserError, match=f"has no {lost.name}: fetch it"):
+        load_model(str(folder), LABELS, 0)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+    with pytest.raises(UserError, match="model.safetensors.index.json is damaged"):
+        load_model(str(folder), LABELS, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda files: files["tokenizer.json"].pop("model"), "has no tokenizer that loads"),
+        (lambda files: files["tokenizer.json"]["model"]["vocab"].update(film=90_000), "tokenizer has 90001"),
+        (lambda files: files["tokenizer_config.json"].update(model_max_length="long"), "that loads"),
+        (lambda files: files["tokenizer_config.json"].update(tokenizer_class=7), "that loads"),
+    ],
+)
+def test_a_damaged_tokenizer(tmp_path, change, message):
+    GPT2LMHeadModel(tiny_config(vocab_size=8192)).config.save_pretrained(tmp_path)
+    load_tokenizer("bundled").save_pretrained(tmp_path)
+    names = ("tokenizer.json", "tokenizer_config.json")
+    files = {name: json.loads((tmp_path / name).read_text()) for name in names}
+    change(files)
+    for name in names:
+        (tmp_path / name).write_text(json.dumps(files[name]))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", __file__])
@@ -161,9 +260,7 @@ def test_a_path_that_is_no_folder_is_not_looked_up_on_the_hub(name):
 
 def test_an_unknown_hub_id_out_of_reach_of_the_hub():
     for load in (lambda: load_model("no-such-model", LABELS, 0), lambda: load_tokenizer("no/model")):
-        with pytest.raises(
-            NotFound, match="neither here nor in the hub's cache, and the hub does not give it"
-        ):
+        with pytest.raises(NotFound, match="is neither here nor cached, and the hub is out of reach"):
             load()
 
 

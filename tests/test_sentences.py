@@ -8,6 +8,7 @@ go on. No line has more than 200 characters, and each ends in what to do.
 from __future__ import annotations
 
 import gzip
+import json
 import shlex
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli import main as cli
 
 
@@ -421,7 +423,113 @@ LABELS = [
     ),
 ]
 
-HUB: list[Case] = []
+FILM = "sentence\tlabel\ngood\t1\nbad\t0\n"
+CONFIG = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50}
+ON_BUNDLE = "--dataset bundled --dry-run --model "
+
+
+def tuned(**values: object) -> dict[str, str | bytes]:
+    """A checkpoint's folder, as far as it is read before it is refused."""
+    return {"tuned/config.json": json.dumps({**CONFIG, **values}), "tuned/model.safetensors": b""}
+
+
+def pickled() -> None:
+    Path("tuned").mkdir()
+    for path in (path for path in BUNDLED_MODEL.iterdir() if path.suffix == ".json"):
+        Path("tuned", path.name).symlink_to(path)
+    Path("tuned/pytorch_model.bin").write_bytes(b"never opened")
+
+
+HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub.py
+    Case(
+        "a model that is nowhere",
+        ON_BUNDLE + "you/no-model",
+        "error: model 'you/no-model' is neither here nor cached, and the hub is out of reach: check the "
+        "network and HF_HUB_OFFLINE, or use --model bundled",
+    ),
+    Case(
+        "a dataset that is nowhere",
+        LOAD + "tweet_eval/sentiment",
+        "error: dataset 'tweet_eval/sentiment' is neither here nor cached, and the hub is out of reach: "
+        "check the network and HF_HUB_OFFLINE, or use --dataset bundled",
+    ),
+    Case(
+        "a name that the hub cannot have",
+        ON_BUNDLE + "'my model'",
+        "error: model 'my model' is neither here nor a name of the hub's kind, owner/name: check it, or use "
+        "--model bundled",
+    ),
+    Case(
+        "a path to a model that is not there",
+        ON_BUNDLE + "runs/full/tuned",
+        "error: model 'runs/full/tuned' is not a folder; --model takes a hub id, a folder or 'bundled'",
+    ),
+    Case(
+        "a folder called as the model that is the default",
+        "--dataset bundled --dry-run",
+        "warning: model gpt2 is the folder ./gpt2 here, not the hub's: run elsewhere for that one, or say "
+        "--model ./gpt2",
+        lambda: Path("gpt2").symlink_to(BUNDLED_MODEL),
+    ),
+    Case(
+        "a folder called as the dataset that is the default",
+        "--model bundled --dry-run",
+        "warning: dataset sst2 is ./sst2 here, not the hub's: for that one say --dataset nyu-mll/glue/sst2, "
+        "for yours ./sst2",
+        {"sst2/train.tsv": FILM, "sst2/dev.tsv": FILM},
+    ),
+    Case(
+        "a folder called as a dataset of the hub",
+        LOAD + "tweet_eval",
+        "warning: dataset tweet_eval is ./tweet_eval here, not the hub's: for that one say --dataset "
+        "cardiffnlp/tweet_eval, for yours ./tweet_eval",
+        {"tweet_eval/train.tsv": FILM, "tweet_eval/dev.tsv": FILM},
+    ),
+    Case(
+        "a folder without a configuration",
+        ON_BUNDLE + "tuned",
+        "error: model folder 'tuned' holds no config.json: name the folder of a checkpoint",
+        {"tuned/model.safetensors": b""},
+    ),
+    Case(
+        "a clone without git-lfs",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned': tokenizer.json is a git-lfs pointer, not the file: run `git lfs pull` there",
+        {**tuned(), "tuned/tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
+    ),
+    Case(
+        "another architecture",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' is a distilbert: this project adapts GPT-2 alone; name a GPT-2",
+        tuned(model_type="distilbert"),
+    ),
+    Case(
+        "a size that no machine has",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned': config.json is damaged (n_embd is 9999999999); copy it anew",
+        tuned(n_embd=9999999999),
+    ),
+    Case(
+        "a configuration that is cut off",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned': config.json is damaged (Expecting value: line 1 column 16 (char 15)); copy it "
+        "anew",
+        {**tuned(), "tuned/config.json": '{"model_type": '},
+    ),
+    Case(
+        "label ids from 1",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned': id2label in config.json has the ids 1, 2: number them from 0",
+        tuned(id2label={"1": "poor", "2": "good"}),
+    ),
+    Case(
+        "a checkpoint in a pickle",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' has its weights in a pickle alone (pytorch_model.bin), which is never opened: "
+        "save it anew with transformers' save_pretrained",
+        pickled,
+    ),
+]
 
 ADAPTERS: list[Case] = []
 

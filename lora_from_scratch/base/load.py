@@ -1,12 +1,16 @@
 """GPT-2 and its tokenizer: from the hub (or its cache), from a folder, or bundled."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from lora_from_scratch.base import files, hub
 from lora_from_scratch.errors import NotFound, UserError, first_line
 
 BUNDLED = "bundled"
@@ -14,27 +18,43 @@ BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "mini-gpt2"
 DEFAULT = "gpt2"
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
     """The tokenizer of `name` (a hub id, a folder, or "bundled"), padding on the right with end-of-text.
 
     GPT-2 was trained without a padding token. Any would do: on the right, behind a causal mask, padding is
     never seen by the tokens before it.
 
-    Raises `NotFound` as `load_model` does, and `UserError` if the files there make no tokenizer.
+    With `weights` these are fetched too, so that a model which is there in part counts as not there. Raises
+    `NotFound` as `load_model` does, and `UserError` if the files there make no tokenizer.
     """
-    path, config = _find(name)
+    warn_of_shadow(name)
+    folder = fetch(name, weights)
+    config = files.read_config(name, folder)
+    for file in files.TOKENIZERS:
+        if (folder / file).exists():
+            files.refuse_pointer(name, folder / file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # many kinds are raised; all mean that the files are bad
-        raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)}") from error
-    known, embedded = len(tokenizer), config.vocab_size
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer("a film")
+        known, embedded = len(tokenizer), config.vocab_size
+        highest = max(tokenizer.get_vocab().values(), default=0)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # many kinds are raised, a panic of Rust's among them: the files are bad
+        raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)[:99]}") from error
     if known < 2:  # what transformers makes of a folder without tokenizer files
-        raise UserError(f"model {name!r} has no tokenizer: tokenizer.json is missing")
-    if known > embedded:
-        raise UserError(f"model {name!r} embeds {embedded} tokens, but its tokenizer has {known}")
+        raise UserError(f"model {name!r} has no tokenizer: tokenizer.json is missing; put it there")
+    if max(known, highest + 1) > embedded:
+        raise UserError(
+            f"model {name!r} embeds {embedded} tokens, but its tokenizer has {max(known, highest + 1)}: "
+            "give it the tokenizer that it was trained with"
+        )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(f"model {name!r}: its tokenizer has no end-of-text token; name one as eos_token")
+    tokenizer.name_or_path = _recorded(name, folder)
     return tokenizer
 
 
@@ -59,15 +79,17 @@ def load_model(
     is not a GPT-2, its weights are damaged, incomplete, or not in a safetensors file, or it has no head
     although no labels are named.
     """
-    path, config = _find(name)
+    folder = fetch(name, weights=not random_init)
+    config = files.read_config(name, folder)
     config.pad_token_id = pad_token_id
     if label_names is not None:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}
     if random_init:
-        model, head_is_new = GPT2ForSequenceClassification(config), True
+        model, head_is_new = _build(name, config), True
     else:
-        model, head_is_new = _load_weights(name, path, config)
+        model, head_is_new = _load_weights(name, folder, config)
+    model.name_or_path = model.config.name_or_path = _recorded(name, folder)
     if head_is_new and label_names is None:
         raise UserError(f"model {name!r} has no classifier head: it is a base, nothing was adapted")
     if head_is_new:
@@ -84,45 +106,98 @@ def display_name(name: str) -> str:
     return "mini-gpt2 (bundled)" if name == BUNDLED else name
 
 
-def _find(name: str) -> tuple[str, GPT2Config]:
-    """The path or hub id that stands behind a name, and the configuration there."""
-    path = str(BUNDLED_MODEL) if name == BUNDLED else name
-    is_folder = os.path.isdir(path)
-    is_path = os.path.exists(path) or path.count("/") > 1 or path.startswith((".", "/", "~"))
-    if is_path and not is_folder:
+def fetch(name: str, weights: bool = True) -> Path:
+    """The folder that holds a model's files: its own, the bundle's, or the one in the hub's cache.
+
+    What the cache lacks is fetched: configuration and tokenizer, and the weights if they are wanted. A pickle
+    never is. Raises what `load_model` says.
+    """
+    if name == BUNDLED:
+        return BUNDLED_MODEL
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, files.CONFIG)):
+            raise UserError(f"model folder {name!r} holds no config.json: name the folder of a checkpoint")
+        if weights:
+            files.check_format(name, Path(name))
+        return Path(name)
+    if os.path.exists(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise NotFound(f"model {name!r} is not a folder; --model takes a hub id, a folder or {BUNDLED!r}")
-    if is_folder and not os.path.isfile(os.path.join(path, "config.json")):
-        raise UserError(f"model folder {name!r} holds no config.json")
+    return _from_hub(name, weights)
+
+
+def warn_of_shadow(name: str) -> None:
+    """Warn where a folder here has the name of a model that the hub is known to have."""
+    cached = os.path.join(constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
+    known = name == DEFAULT or os.path.isdir(cached)
+    if known and os.path.isdir(name) and not name.startswith((".", "/", "~")):
+        warnings.warn(
+            f"model {name} is the folder ./{name} here, not the hub's: run elsewhere for that one, or "
+            f"say --model ./{name}",
+            stacklevel=2,
+        )
+
+
+def _from_hub(name: str, weights: bool) -> Path:
+    wanted = [*files.PATTERNS, *files.WEIGHT_PATTERNS * weights]
+    with hub.asking() as answers:
+        try:
+            folder = snapshot_download(name, allow_patterns=wanted)
+        except Exception as error:  # of many kinds: what the hub said decides
+            folder = getattr(error, "snapshot_path", None) or _cached(name, wanted)
+            if folder is None and hub.is_offline() and not isinstance(error, HFValidationError):
+                raise hub.out_of_reach("model", name) from error
+            if folder is None or files.lacking(Path(folder), weights):
+                raise answers.failure("model", name, error) from error
+        part = files.lacking(Path(folder), weights)
+        if not part:
+            return Path(folder)
+        if hub.is_offline():
+            raise hub.out_of_reach("model", name, part)
+        if part == "its weights":
+            raise UserError(files.no_safetensors(name, list_repo_files(name)))
+        raise UserError(f"model {name!r} is on the hub without {part}: name a whole checkpoint of GPT-2")
+
+
+def _cached(name: str, wanted: list[str]) -> str | None:
+    """The folder in the hub's cache, whatever it holds."""
     try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        if is_folder:
-            reason = first_line(error)
-            raise UserError(f"model folder {name!r}: config.json is damaged ({reason})") from error
-        raise NotFound(
-            f"model {name!r} is neither here nor in the hub's cache, and the hub does not give it: "
-            f"check the name and the network, or use --model {BUNDLED}"
+        return snapshot_download(name, allow_patterns=wanted, local_files_only=True)
+    except IncompleteSnapshotError as error:
+        return error.snapshot_path
+    except (OSError, ValueError):
+        return None
+
+
+def _recorded(name: str, folder: Path) -> str:
+    """What files that build on a model call it: one of the hub by its id, wherever the cache lies."""
+    return str(folder) if name == BUNDLED else name
+
+
+def _build(name: str, config: GPT2Config) -> GPT2ForSequenceClassification:
+    try:
+        return GPT2ForSequenceClassification(config)
+    except (RuntimeError, ValueError, KeyError, TypeError, ArithmeticError, MemoryError) as error:
+        raise UserError(
+            f"model {name!r} cannot be built: {first_line(error)[:80]}; see config.json"
         ) from error
-    if config.model_type != "gpt2":
-        raise UserError(f"model {name!r} is a {config.model_type}: this project adapts GPT-2 alone")
-    return path, config
 
 
-def _load_weights(name: str, path: str, config: GPT2Config) -> tuple[GPT2ForSequenceClassification, bool]:
+def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForSequenceClassification, bool]:
     """The model with its pretrained weights, and whether its head still has to be drawn."""
+    files.check_weights(name, folder, config)
     try:
         model, info = GPT2ForSequenceClassification.from_pretrained(
-            path,
+            folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,  # never a pickle
-            ignore_mismatched_sizes=True,  # of the head, for other labels; any other is refused below
+            ignore_mismatched_sizes=True,  # of the head, for other labels; any other was refused
             output_loading_info=True,
         )
     except Exception as error:  # many kinds are raised; all mean that the files are bad
-        raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)}") from error
-    unusable = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    broken = sorted(unusable - {"score.weight"})
-    if broken:
-        raise UserError(f"model {name!r} lacks a usable {broken[0]} (and {len(broken) - 1} other tensors)")
-    return model, "score.weight" in unusable
+        raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)[:90]}") from error
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"model {name!r}: {key} holds a value that is not finite; copy its weights anew")
+    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return model, "score.weight" in new

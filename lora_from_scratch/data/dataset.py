@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lora_from_scratch.data.files import is_table, read_rows
-from lora_from_scratch.data.hub import rows_of_hub
+from lora_from_scratch.data.hub import is_hub_name, rows_of_hub, warn_of_shadow
 from lora_from_scratch.data.labels import label_ids, label_names, plain
 from lora_from_scratch.data.rows import Rows, Selection
 from lora_from_scratch.errors import NotFound, UserError, quoted
@@ -99,6 +99,7 @@ def display_name(name: str) -> str:
 
 
 def _path(name: str) -> Path:
+    warn_of_shadow(name)
     return BUNDLED_DATASET if name == BUNDLED else Path(name)
 
 
@@ -131,6 +132,6 @@ def _file(folder: Path, split: str, asked: str | None, *usual: str) -> Path:
 
 
 def _from_hub(name: str, selection: Selection) -> tuple[Rows, Rows, str]:
-    if is_table(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
+    if is_table(name) or not is_hub_name(name):
         raise NotFound(f"dataset {name!r}: no such file or folder; check the path")
     return rows_of_hub(name, selection)

@@ -25,8 +25,9 @@ PARTS = {"wte": "token embeddings", "wpe": "position embeddings", "score": "head
 def banner(prepared: Prepared) -> str:
     """Says in plain sight what stands in for GPT-2 or SST-2."""
     missing = " and ".join(prepared.substituted)
+    reasons = ", ".join(dict.fromkeys(prepared.substituted.values()))
     text = f"""\
-The hub is out of reach and its cache does not hold {missing}: this run goes on with
+No {missing}: {reasons}, and its cache does not hold what is missing. This run goes on with
   model    {prepared.model_name}
   dataset  {prepared.dataset_name}
 Its figures are theirs, not those of GPT-2 on SST-2."""

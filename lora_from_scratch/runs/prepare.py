@@ -34,7 +34,7 @@ class Prepared:
     validation_examples: TokenizedExamples
     base_digest: str  # of the base's weights, before anything was adapted
     base_again: Callable[[], GPT2ForSequenceClassification]  # the same base once more, from where it came
-    substituted: list[str]  # what the hub did not give and the bundle stands in for
+    substituted: dict[str, str]  # what the bundle stands in for, and why the hub did not give it
 
     @property
     def model_name(self) -> str:
@@ -58,23 +58,24 @@ def prepare(config: RunConfig) -> Prepared:
     had there, from the bundle. UserError says what is wrong; nothing has been trained or written yet.
     """
     device, columns = resolve_device(config.device), Selection(config.text_column, config.label_column)
-    substituted: list[str] = []
+    substituted: dict[str, str] = {}
 
     def find(
         load: Callable[[str], object], asked: str | None, default: str, bundled: str
     ) -> tuple[str, object]:
         try:
             return asked or default, load(asked or default)
-        except NotFound:
+        except NotFound as error:
             if asked is not None:
                 raise
-            substituted.append(default)
+            substituted[default] = error.why
             return bundled, load(bundled)
 
     load_dataset = partial(data.load_dataset, selection=columns)
     dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
     positive_id(config.positive_class, dataset.label_names)  # refused before the model is loaded
-    model_name, tokenizer = find(base.load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
+    load_tokenizer = partial(base.load_tokenizer, weights=not config.random_init)
+    model_name, tokenizer = find(load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
     model_name = base.lasting_name(model_name)
     base_again = partial(_load_base, model_name, dataset.label_names, tokenizer.pad_token_id, config)
     model = base_again()

@@ -1,0 +1,171 @@
+"""What lies in a model's folder: checked before anything is built, so that damage costs no memory."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, GPT2Config, GPT2ForSequenceClassification
+
+from lora_from_scratch.errors import UserError, first_line
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "vocab.json")
+PATTERNS = (CONFIG, "tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json")  # to be fetched
+WEIGHT_PATTERNS = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
+POINTER = b"version https://git-lfs"
+# What config.json may ask for, by its two names: far above any GPT-2, far below a machine's memory.
+LIMITS = {
+    ("vocab_size",): 10**7,
+    ("n_positions", "max_position_embeddings"): 10**6,
+    ("n_embd", "hidden_size"): 10**5,
+    ("n_layer", "num_hidden_layers"): 10**3,
+    ("n_head", "num_attention_heads"): 10**4,
+    ("n_inner",): 10**6,
+    ("num_labels",): 10**5,
+}
+
+
+def lacking(folder: Path, weights: bool) -> str:
+    """The part of a model that is not in a folder of the hub's cache; nothing where all is there."""
+    if not (folder / CONFIG).is_file():
+        return "its config.json"
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return "its tokenizer"
+    try:
+        whole = all(path.is_file() for path in weight_files(folder))
+    except UserError:
+        whole = False
+    return "" if whole or not weights else "its weights"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. UserError if an index names its shards in no list of files."""
+    if not (folder / INDEX).is_file() or (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+        return [folder / Path(name).name for name in names]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / INDEX} is damaged ({first_line(error)[:60]}): fetch it again") from error
+
+
+def read_config(name: str, folder: Path) -> GPT2Config:
+    """The configuration in a model's folder. UserError if it is damaged, or not a GPT-2's."""
+    path = folder / CONFIG
+    refuse_pointer(name, path)
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
+        _check_sizes(values)
+        _check_labels(name, values.get("id2label"))
+        kind = values["model_type"]
+        if kind == "gpt2":
+            config = AutoConfig.from_pretrained(folder)
+    except UserError:
+        raise
+    except Exception as error:  # many kinds are raised; all mean that the file is bad
+        reason = "no model_type" if isinstance(error, KeyError) else first_line(error)[:80]
+        raise UserError(f"model {name!r}: config.json is damaged ({reason}); copy it anew") from error
+    if kind != "gpt2":
+        raise UserError(
+            f"model {name!r} is a {str(kind)[:40]}: this project adapts GPT-2 alone; name a GPT-2"
+        )
+    return config
+
+
+def _check_sizes(values: object) -> None:
+    """Raises ValueError for sizes that transformers would take, and run out of memory or fail on later."""
+    if not isinstance(values, dict):
+        raise ValueError("not an object")
+    for names, most in LIMITS.items():
+        for key in names:
+            size = values.get(key, 1)
+            if size is None and key == "n_inner":
+                continue
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+                raise ValueError(f"{key} is {str(size)[:20]}")
+
+
+def _check_labels(name: str, labels: object) -> None:
+    if labels is None:
+        return
+    place = f"model {name!r}: id2label in config.json"
+    if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        raise UserError(f'{place} is no table of names: write it as {{"0": "negative", "1": "positive"}}')
+    if set(labels) != {str(i) for i in range(len(labels))} or not labels:
+        raise UserError(f"{place} has the ids {', '.join(labels)[:30] or 'of nothing'}: number them from 0")
+
+
+def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
+    """Compare names and shapes in the weights' headers with the configuration; no tensor is read.
+
+    Raises UserError if there are none but a pickle's, a file is damaged, or a tensor is missing or misshapen;
+    the head alone may be, since it is drawn anew then.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    check_format(name, folder)
+    for path in weight_files(folder):
+        refuse_pointer(name, path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    shapes[key.removeprefix("transformer.")] = tuple(file.get_slice(key).get_shape())
+        except Exception as error:  # many kinds are raised; all mean that the file is bad
+            reason = first_line(error)[:80]
+            raise UserError(
+                f"the weights of model {name!r} cannot be read: {reason}; copy them anew"
+            ) from error
+    blocks = {key.split(".")[1] for key in shapes if key.startswith("h.")}
+    if config.n_layer > len(blocks):  # before a block is built for each that the configuration asks for
+        raise UserError(
+            f"model {name!r} lacks a usable transformer.h.{len(blocks)}: config.json asks for "
+            f"{config.n_layer} blocks, {len(blocks)} are there; copy both files anew"
+        )
+    try:
+        with torch.device("meta"):
+            expected = GPT2ForSequenceClassification(config).state_dict()
+    except Exception as error:
+        reason = first_line(error)[:80]
+        raise UserError(f"model {name!r}: config.json is damaged ({reason}); copy it anew") from error
+    broken = sorted(
+        key
+        for key, tensor in expected.items()
+        if key != "score.weight" and shapes.get(key.removeprefix("transformer.")) != tuple(tensor.shape)
+    )
+    if broken:
+        raise UserError(
+            f"model {name!r} lacks a usable {broken[0]} (and {len(broken) - 1} other tensors): "
+            "config.json and its weights do not fit; copy both anew"
+        )
+
+
+def check_format(name: str, folder: Path) -> None:
+    """UserError if a folder lacks a safetensors file of its weights, such as one with a pickle alone."""
+    for path in weight_files(folder):
+        if not path.is_file():
+            raise UserError(no_safetensors(name, sorted(file.name for file in folder.iterdir()), path.name))
+
+
+def no_safetensors(name: str, there: Iterable[str], wanted: str = WEIGHTS) -> str:
+    """What to say where the weights are not in the format that is read."""
+    pickle = next((file for file in there if file.endswith((".bin", ".pt", ".pth", ".ckpt"))), None)
+    if pickle:
+        return (
+            f"model {name!r} has its weights in a pickle alone ({pickle}), which is never opened: save it "
+            "anew with transformers' save_pretrained"
+        )
+    return f"model {name!r} has no {wanted}: fetch it, or name another model"
+
+
+def refuse_pointer(name: str, path: Path) -> None:
+    """UserError for a file that git-lfs left a pointer of."""
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(len(POINTER)) == POINTER
+    except OSError as error:
+        raise UserError(f"model {name!r}: {path.name} cannot be read ({error.strerror})") from error
+    if pointer:
+        raise UserError(
+            f"model {name!r}: {path.name} is a git-lfs pointer, not the file: run `git lfs pull` there"
+        )
