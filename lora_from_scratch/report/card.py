@@ -69,7 +69,7 @@ def model_card(record: dict[str, object]) -> str:
         ids=_listed([str(i) for i in range(len(names))]),
         table=results_table([record]),
         settings=f"\n- {settings}" if settings else "",
-        loading="\n".join(format.how_to_load(config.model, len(names))),
+        loading="\n".join(format.how_to_load(config.model, names)),
     )
 
 
