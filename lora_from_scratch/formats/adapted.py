@@ -88,14 +88,14 @@ def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torc
     if len(head) < 2:
         what = f"{HEAD_WEIGHT} is {tuple(head.shape)}, one output, a regression's"
         raise UserError(f"{path}: {what}: only classifiers are adapted here, with an output for each class")
-    labels = _label_names(path, metadata, len(head))
+    labels = _label_names(path, metadata, tuple(head.shape))
     tokenizer = load_tokenizer(name)
     return Adapted(load_model(name, labels, tokenizer.pad_token_id), tokenizer, name)
 
 
-def _label_names(path: Path, metadata: dict[str, str], labels: int) -> list[str]:
+def _label_names(path: Path, metadata: dict[str, str], head: tuple[int, ...]) -> list[str]:
     if "labels" not in metadata:
-        return [f"LABEL_{i}" for i in range(labels)]
+        return [f"LABEL_{i}" for i in range(head[0])]
     try:
         names = json.loads(metadata["labels"])
         if not isinstance(names, list) or len(set(names)) != len(names):
@@ -105,10 +105,8 @@ def _label_names(path: Path, metadata: dict[str, str], labels: int) -> list[str]
         raise UserError(
             f"{path}: the label names are damaged ({first_line(error)}): take another copy"
         ) from error
-    if len(names) != labels:
-        raise UserError(
-            f"{path}: {len(names)} label names, but {HEAD_WEIGHT} has {labels} rows: take another copy"
-        )
+    if len(names) != head[0]:
+        raise UserError(f"{path}: {len(names)} label names, but {HEAD_WEIGHT} is {head}: take another copy")
     return names
 
 

@@ -44,14 +44,16 @@ IN_PEFT = """\
 In PEFT:
 
 ```python
-from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 names = {names}
 labels = dict(id2label=dict(enumerate(names)), label2id=dict((name, i) for i, name in enumerate(names)))
-model = AutoPeftModelForSequenceClassification.from_pretrained(".", **labels, dtype="float32")
-tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)
-model.config.pad_token_id = tokenizer.eos_token_id
+base_name = PeftConfig.from_pretrained(".").base_model_name_or_path
+tokenizer = AutoTokenizer.from_pretrained(base_name)
+base = AutoModelForSequenceClassification.from_pretrained(base_name, **labels, dtype="float32")
+base.config.pad_token_id = tokenizer.eos_token_id
+model = PeftModel.from_pretrained(base, ".")
 ```
 
 """
