@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,17 @@ def rewrite(folder: Path, change: object) -> None:
 def configure(folder: Path, **changes: object) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@contextmanager
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """Whatever happens in the block, the model's modules, tensors and what learns stay as they are."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    learning = [(name, p.requires_grad) for name, p in model.named_parameters()]
+    yield
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
+    assert [(name, p.requires_grad) for name, p in model.named_parameters()] == learning
 
 
 def test_what_comes_back_is_what_was_saved(tmp_path, tiny_gpt2):
