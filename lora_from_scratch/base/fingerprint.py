@@ -79,7 +79,8 @@ def check_base(found: dict[str, str], metadata: dict[str, str], folder: Path) ->
     A file without this project's digests only gets a warning: nothing then says which base it belongs to.
     """
     if "base_weights" not in metadata:
-        warnings.warn(f"{folder} does not say on which base's weights it was trained", stacklevel=3)
+        what = "does not say on which base's weights it was trained"
+        warnings.warn(f"{folder} {what}: make sure that --model names its own", stacklevel=3)
         return
     for key, digest in found.items():
         if metadata.get(key, digest) != digest:  # version 0.1.0 wrote no base_config

@@ -38,10 +38,10 @@ def load(folder: Path, base_name: str | None = None) -> Adapted:
         if (folder / name).is_file():
             refuse_pointer(folder / name)
     refuse_pickle(folder, "pytorch_model.bin", WEIGHTS)
-    tokenizer = load_tokenizer(str(folder))
-    adapted = Adapted(load_model(str(folder), None, tokenizer.pad_token_id), tokenizer, None)
     if (folder / WEIGHTS).is_file():
         check_seal(folder / WEIGHTS, _beside(folder))
+    tokenizer = load_tokenizer(str(folder))
+    adapted = Adapted(load_model(str(folder), None, tokenizer.pad_token_id), tokenizer, None)
     _ = adapted.label_names  # refused now, if at all
     return adapted
 

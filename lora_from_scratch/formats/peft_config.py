@@ -168,7 +168,7 @@ def read_config(folder: Path) -> PeftConfig:
     """The adapter's configuration; raises `UserError` unless it is there, whole, and implemented here."""
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file: take another copy of the folder")
     refuse_pointer(path)
     try:
         values = json.loads(path.read_bytes().decode("utf-8-sig"))

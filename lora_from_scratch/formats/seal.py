@@ -22,7 +22,7 @@ def seal(path: Path, metadata: dict[str, str], beside: str = "") -> None:
 
     Raises `OSError` if there is no room.
     """
-    header, start = _header(path)
+    header, _, start = _header(path)
     metadata = {**metadata, WRITER: f"lora-from-scratch {__version__}"}
     metadata[DIGEST] = _digest(path, start, header, metadata, beside)
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":"))
@@ -38,10 +38,12 @@ def seal(path: Path, metadata: dict[str, str], beside: str = "") -> None:
 def check_seal(path: Path, beside: str = "") -> None:
     """Raise `UserError` if the file is sealed, and not as it was, nor what stands beside it.
 
-    `path` is a safetensors file that was read already.
+    A file that is no safetensors file is left to whoever reads it.
     """
-    header, start = _header(path)
-    metadata = header.pop("__metadata__", {})
+    try:
+        header, metadata, start = _header(path)
+    except (ValueError, RecursionError):
+        return
     if WRITER in metadata or DIGEST in metadata:
         expected = metadata.pop(DIGEST, None)
         if _digest(path, start, header, metadata, beside) != expected:
@@ -51,16 +53,19 @@ def check_seal(path: Path, beside: str = "") -> None:
             )
 
 
-def _header(path: Path) -> tuple[dict[str, dict], int]:
-    """What a safetensors file says of its tensors (and its `__metadata__`), and where their bytes start."""
+def _header(path: Path) -> tuple[dict[str, dict], dict[str, str], int]:
+    """What a safetensors file says of its tensors, its metadata, and where the tensors' bytes start."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
+        header = json.loads(file.read(length) if length < path.stat().st_size else b"")
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} is no safetensors file")
+    return header, metadata, 8 + length
 
 
 def _digest(path: Path, start: int, header: dict, metadata: dict[str, str], beside: str) -> str:
-    tensors = {name: value for name, value in header.items() if name != "__metadata__"}
-    digest = hashlib.sha256(json.dumps([tensors, metadata, beside], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([header, metadata, beside], sort_keys=True).encode())
     with path.open("rb") as file:
         file.seek(start)
         while part := file.read(1 << 20):

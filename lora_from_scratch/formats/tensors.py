@@ -63,19 +63,23 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     is not finite in fp32.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file: take another copy of the folder")
     refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
     except Exception as error:  # of many kinds; all mean that the file is bad
-        raise UserError(f"{path}: not a whole safetensors file ({first_line(error)[:80]})") from error
+        raise UserError(
+            f"{path}: not a whole safetensors file ({first_line(error)[:60]}): take another copy"
+        ) from error
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise UserError(f"{path}: {name[:80]} holds {tensor.dtype}: save it in a floating-point type")
         if not tensor.float().isfinite().all():
-            raise UserError(f"{path}: {name[:80]} holds a value that is not finite")
+            raise UserError(
+                f"{path}: {name[:80]} holds a value that is not finite: take an earlier checkpoint"
+            )
     return tensors, metadata
 
 
@@ -92,15 +96,19 @@ def write_tensors(tensors: Tensors, path: Path, metadata: dict[str, str], beside
 def check_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Raise `UserError` for a tensor of the file that is not expected, missing, or not in that shape."""
     for key in sorted(tensors.keys() - expected.keys()):
-        raise UserError(f"{path}: unexpected tensor {key[:100]}")
+        raise UserError(
+            f"{path}: unexpected tensor {key[:90]}: see that --model and the files belong together"
+        )
     for key, shape in expected.items():
         if key not in tensors:
-            raise UserError(f"{path}: {key} is missing")
+            raise UserError(f"{path}: {key} is missing: see that --model and the files belong together")
         there, here = tuple(tensors[key].shape), tuple(shape)
         if there != here:
             relabelled = key.endswith(HEAD_WEIGHT) and there[1:] == here[1:]
             hint = " (another number of labels)" if relabelled else ""
-            raise UserError(f"{path}: {key} is {there}, expected {here}{hint}")
+            raise UserError(
+                f"{path}: {key} is {there}, expected {here}{hint}: name its own base with --model"
+            )
 
 
 def fill(model: nn.Module, tensors: Tensors) -> None:
