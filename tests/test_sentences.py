@@ -19,7 +19,10 @@ import torch
 from conftest import SHARED
 from safetensors.torch import save_file
 
+from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
+from lora_from_scratch.formats import tensors
+from lora_from_scratch.formats.adapted import Adapted
 
 
 class Case(NamedTuple):
@@ -130,7 +133,37 @@ def inside(name: str, answer: str, files: object = None, arguments: str = PREDIC
     return Case(name, arguments, answer, files)
 
 
-UNKNOWN_BASE = "warning: adapter does not say on which base's weights it was trained: make sure that --model names its own"
+UNKNOWN_BASE = "warning: adapter does not say on which base's weights it was trained: "
+UNKNOWN_BASE += "make sure that --model names its own"
+SEALED = (
+    "or a file beside it is damaged, or was changed by hand: they do not have the digest of what was written"
+)
+
+
+def sealed(then: Callable[[], None]) -> Callable[[], None]:
+    """A head that this project wrote, and what happened to it afterwards."""
+
+    def put() -> None:
+        tokenizer = load_tokenizer("bundled")
+        model = load_model("bundled", ["bad", "good"], tokenizer.pad_token_id).requires_grad_(False)
+        model.score.requires_grad_(True)
+        Path("adapter").mkdir()
+        tensors.save(Adapted(model, tokenizer, "bundled"), Path("adapter"))
+        then()
+
+    return put
+
+
+def change(name: str, old: bytes, new: bytes) -> Callable[[], None]:
+    return lambda: Path(name).write_bytes(Path(name).read_bytes().replace(old, new)) and None
+
+
+def flip_the_last_bit() -> None:
+    data = bytearray(Path("adapter/trained.safetensors").read_bytes())
+    data[-1] ^= 1
+    Path("adapter/trained.safetensors").write_bytes(data)
+
+
 ADAPTERS: list[Case] = [
     inside("adapter-plain", UNKNOWN_BASE, case_of("adapter-plain")),
     inside("adapter-null-modules-to-save", UNKNOWN_BASE, case_of("adapter-null-modules-to-save")),
@@ -345,6 +378,16 @@ ADAPTERS: list[Case] = [
         "head-labels-too-many",
         f"error: adapter/trained.safetensors: 3 label names, but score.weight is (2, 256): {TAKE}",
         trained((2, 256), labels='["a", "b", "c"]'),
+    ),
+    inside(
+        "head-a-bit-flipped",
+        f"error: adapter/trained.safetensors {SEALED}; {TAKE}",
+        sealed(flip_the_last_bit),
+    ),
+    inside(
+        "head-a-label-changed",
+        f"error: adapter/trained.safetensors {SEALED}; {TAKE}",
+        sealed(change("adapter/trained.safetensors", b"good", b"mood")),
     ),
     inside(
         "rank-above-the-width",
