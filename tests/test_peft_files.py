@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import peft
@@ -275,6 +276,7 @@ def test_what_changes_the_result_and_is_not_implemented_is_refused_by_its_key(ba
             r"h.1.attn.c_attn.lora_A.weight is \(3, 16\), expected \(2, 16",
         ),
         ({"modules_to_save": ["h.0.ln_1"]}, "h.0.ln_1.weight is missing"),
+        ({"modules_to_save": ["n_2"]}, "h.0.ln_2.weight is missing"),  # PEFT's suffixes need no dot
     ],
 )
 def test_what_peft_cannot_read_either_or_does_not_fit_is_refused(base, tmp_path, changes, message):
@@ -298,6 +300,20 @@ def test_tensors_of_variants_are_refused_though_the_key_was_lost(base, tmp_path,
     configure(tmp_path, use_dora=False, lora_bias=False, bias="none", target_modules=["c_attn"])
     with unchanged(base), pytest.raises(UserError, match=variant):
         load_adapter(base, tmp_path)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_an_update_overflows_by_the_scaling_that_it_has(base, tmp_path, use_rslora):
+    by_peft(base, tmp_path, target_modules=["c_attn"], r=4, use_rslora=use_rslora)
+    path = tmp_path / "adapter_model.safetensors"
+    filled = load_file(path)
+    for name, tensor in filled.items():  # a row of B A then sums up to 1.28e38, times 2 or 4
+        if ".lora_" in name:
+            tensor.fill_(1 if ".lora_A" in name else 2e36)
+    save_file(filled, path)
+    overflows = pytest.raises(UserError, match="h.0.attn.c_attn is not finite in fp32")
+    with unchanged(base), overflows if use_rslora else nullcontext():
+        load_adapter(copy.deepcopy(base), tmp_path)
 
 
 def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
