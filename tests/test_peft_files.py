@@ -14,6 +14,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 from conftest import tiny_config
 from safetensors import safe_open
@@ -311,9 +312,20 @@ def test_an_update_overflows_by_the_scaling_that_it_has(base, tmp_path, use_rslo
         if ".lora_" in name:
             tensor.fill_(1 if ".lora_A" in name else 2e36)
     save_file(filled, path)
-    overflows = pytest.raises(UserError, match="h.0.attn.c_attn is not finite in fp32")
+    overflows = pytest.raises(UserError, match=r"h\.0\.attn\.c_attn is not finite in fp32")
     with unchanged(base), overflows if use_rslora else nullcontext():
         load_adapter(copy.deepcopy(base), tmp_path)
+
+
+def test_the_two_lines_that_convert_a_pickle_work(base, tmp_path, monkeypatch):
+    expected = by_peft(base, tmp_path, target_modules=["c_attn"])
+    torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with unchanged(base), pytest.raises(UserError, match="is a pickle, never opened here") as refused:
+        load_adapter(base, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(str(refused.value).split("never opened here: ")[1], {"torch": torch, "safetensors": safetensors})
+    torch.testing.assert_close(logits(read_here(base, tmp_path)), expected, rtol=0, atol=1e-10)
 
 
 def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
