@@ -180,3 +180,17 @@ def test_dropout_touches_the_update_alone_and_only_in_training():
 def test_bad_arguments(options, message):
     with pytest.raises(UserError, match=message):
         LoRALinear(**{"base_layer": nn.Linear(2, 2), "rank": 1, "alpha": 1.0, **options})
+
+
+def test_rank_stabilized_scaling_is_alpha_over_the_root_of_r():
+    layer = LoRALinear(nn.Linear(6, 5), rank=4, alpha=6, rank_stabilized=True)
+    assert layer.scaling == 3
+    nn.init.normal_(layer.lora_B)
+    torch.testing.assert_close(layer.delta_weight(), 3 * layer.lora_B @ layer.lora_A)
+
+
+@pytest.mark.parametrize("rank", [49, 10**6, 10**15])
+def test_a_rank_that_dwarfs_the_layer_is_refused_before_memory_is_taken(rank):
+    LoRALinear(nn.Linear(6, 5), rank=48, alpha=1)
+    with pytest.raises(UserError, match=f"rank {rank} is above 48: A and B would dwarf W0"):
+        LoRALinear(nn.Linear(6, 5), rank=rank, alpha=1)

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch import LoRALinear, UserError, inject_lora, merge_lora, merged
-from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.core.surgery import inject_each, lora_layers
 
 INPUT_IDS = torch.arange(1, 25).view(3, 8)
 
@@ -44,7 +44,7 @@ def test_targets_are_dotted_suffixes(tiny_gpt2, targets, endings):
 
 def test_injection_leaves_the_logits_bit_for_bit(tiny_gpt2):
     before = logits(tiny_gpt2)
-    inject_lora(tiny_gpt2, ["c_attn", "c_proj", "c_fc", "score"], rank=3, alpha=8)
+    inject_lora(tiny_gpt2, ["c_attn", "c_proj", "c_fc", "score"], rank=2, alpha=8)
     assert torch.equal(logits(tiny_gpt2), before)
 
 
@@ -287,3 +287,33 @@ def test_a_second_injection_is_refused(tiny_gpt2):
     inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4)
     with pytest.raises(UserError, match="already holds LoRA layers"):
         inject_lora(tiny_gpt2, ["mlp.c_fc"], rank=2, alpha=4)
+
+
+def test_each_layer_may_have_an_update_of_its_own(tiny_gpt2):
+    names = [f"transformer.h.{i}.attn.c_attn" for i in (1, 0)]
+    updates = [{"rank": 3, "alpha": 6, "dropout": 0.5}, {"rank": 2, "alpha": 5, "rank_stabilized": True}]
+    inject_each(tiny_gpt2, dict(zip(names, updates, strict=True)), ["transformer.ln_f"])
+    layers = dict(lora_layers(tiny_gpt2))
+    assert [(layers[n].rank, layers[n].alpha, layers[n].lora_dropout.p) for n in names] == [
+        (3, 6, 0.5),
+        (2, 5, 0),
+    ]
+    assert [layers[n].rank_stabilized for n in names] == [False, True]
+    learning = {n for n, p in tiny_gpt2.named_parameters() if p.requires_grad and ".lora_" not in n}
+    assert learning == {"transformer.ln_f.weight", "transformer.ln_f.bias"}
+
+
+def test_a_rank_above_the_width_warns_once(tiny_gpt2):
+    with pytest.warns(
+        UserWarning, match="rank 17 is above 16, the width of transformer.h.0.attn.c_attn"
+    ) as seen:
+        inject_lora(tiny_gpt2, ["c_attn", "c_proj"], rank=17, alpha=1)
+    assert len(seen) == 1
+    inject_lora(merge_lora(tiny_gpt2), ["c_attn", "c_proj"], rank=16, alpha=1)
+
+
+def test_a_rank_that_is_refused_leaves_the_model_as_it_was(tiny_gpt2):
+    before = [(name, p.requires_grad) for name, p in tiny_gpt2.named_parameters()]
+    with pytest.raises(UserError, match="rank 1000000 is above"):
+        inject_lora(tiny_gpt2, ["c_attn"], rank=10**6, alpha=1)
+    assert [(name, p.requires_grad) for name, p in tiny_gpt2.named_parameters()] == before

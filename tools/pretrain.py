@@ -172,10 +172,15 @@ def model_config(settings: Settings, dropout: float) -> GPT2Config:
 
 
 def save_weights(model: GPT2LMHeadModel, settings: Settings, out: Path) -> None:
-    """Write config.json and model.safetensors in bf16, with GPT-2's own dropout for whoever fine-tunes it."""
+    """Write config.json and model.safetensors in bf16, with GPT-2's own dropout for whoever fine-tunes it.
+
+    The configuration asks for fp32: who loads it without naming a type, as PEFT does, computes in that.
+    """
     copy = GPT2LMHeadModel(model_config(settings, dropout=0.1))
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(out)
+    copy.config.dtype = "float32"
+    copy.config.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
 
 

@@ -12,12 +12,28 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lora_from_scratch.errors import UserError
 
+# What GPT-2 computes with beside its weights. Not dropout, which acts in training alone.
+COMPUTED = (
+    "activation_function",
+    "layer_norm_epsilon",
+    "n_embd",
+    "n_head",
+    "n_inner",
+    "n_layer",
+    "n_positions",
+)
+COMPUTED += ("reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "vocab_size")
+WHAT = {
+    "base_weights": "a base with other weights",
+    "base_config": "a base with another configuration",
+    "tokenizer": "a base with another tokenizer",
+}
 PROBE = "It isn't\ta naïve 3.5-star FILM…  it 's !"
 
 
 def fingerprints(model: nn.Module, tokenizer: Tokenizer | None, replaced: Iterable[str]) -> dict[str, str]:
     """The digests of a base as safetensors metadata; parameters named in `replaced` are not part of it."""
-    digests = {"base_weights": weights_fingerprint(model, replaced)}
+    digests = {"base_weights": weights_fingerprint(model, replaced), "base_config": config_fingerprint(model)}
     if tokenizer is not None:
         digests["tokenizer"] = tokenizer_fingerprint(tokenizer)
     return digests
@@ -38,6 +54,19 @@ def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def config_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the configuration, as far as it changes logits, and over the buffers that are saved."""
+    config = getattr(model, "config", None)
+    settings = {key: getattr(config, key) for key in COMPUTED if hasattr(config, key)}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    saved = model.state_dict()
+    buffers = {name.replace(".base_layer.", "."): b for name, b in model.named_buffers() if name in saved}
+    for name, buffer in sorted(buffers.items()):
+        digest.update(f"{name} {tuple(buffer.shape)} {buffer.dtype}".encode())
+        digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 over the vocabulary, and over how an awkward sentence is cut."""
     probe = tokenizer(PROBE, add_special_tokens=False).input_ids
@@ -50,9 +79,9 @@ def check_base(found: dict[str, str], metadata: dict[str, str], folder: Path) ->
     A file without this project's digests only gets a warning: nothing then says which base it belongs to.
     """
     if "base_weights" not in metadata:
-        warnings.warn(f"{folder} does not say on which base's weights it was trained", stacklevel=3)
+        what = "does not say on which base's weights it was trained"
+        warnings.warn(f"{folder} {what}: make sure that --model names its own", stacklevel=3)
         return
     for key, digest in found.items():
-        if metadata.get(key, digest) != digest:
-            what = "base with other weights" if key == "base_weights" else "base with another tokenizer"
-            raise UserError(f"{folder}: this adapter was trained on a {what}; name its own with --model")
+        if metadata.get(key, digest) != digest:  # version 0.1.0 wrote no base_config
+            raise UserError(f"{folder}: this adapter was trained on {WHAT[key]}; name its own with --model")

@@ -27,12 +27,15 @@ class LoRALinear(nn.Module):
         alpha: the update is scaled by alpha / r, which keeps its size alike when r changes (section 4.1).
         dropout: probability of zeroing an input feature on its way into A, in training only.
         generator: where A is drawn from; None draws from torch's global generator.
+        rank_stabilized: scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
 
     Shapes: x `(..., in_dim)` -> `(..., out_dim)`; lora_A `(r, in_dim)`; lora_B `(out_dim, r)`.
 
     Raises:
         UserError: the base layer is of another type, or rank, alpha or dropout is out of range.
     """
+
+    LARGEST_RANK = 8  # times the layer's wider side: in a square one A and B then hold 16 times what W0 does
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class LoRALinear(nn.Module):
         alpha: float,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
+        rank_stabilized: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(base_layer, (nn.Linear, Conv1D)):
@@ -55,6 +59,10 @@ class LoRALinear(nn.Module):
         in_dim, out_dim = base_layer.weight.shape
         if isinstance(base_layer, nn.Linear):  # Linear stores (out, in), Conv1D (in, out)
             in_dim, out_dim = out_dim, in_dim
+        if rank > (most := self.LARGEST_RANK * max(in_dim, out_dim)):
+            raise UserError(
+                f"rank {rank} is above {most}: A and B would dwarf W0; take a small one, such as 4"
+            )
         # A and B learn in at least fp32, whatever W0 is kept in: small steps vanish in bf16's 8 bits.
         dtype = torch.promote_types(base_layer.weight.dtype, torch.float32)
         A = torch.empty(rank, in_dim, dtype=dtype)
@@ -62,7 +70,7 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(A.to(base_layer.weight.device))
         self.lora_B = nn.Parameter(self.lora_A.new_zeros(out_dim, rank))
-        self.alpha = alpha
+        self.alpha, self.rank_stabilized = alpha, rank_stabilized
         self.lora_dropout = nn.Dropout(dropout)
         self.base_layer = base_layer.requires_grad_(False)
         self.train(base_layer.training)
@@ -73,7 +81,7 @@ class LoRALinear(nn.Module):
 
     @property
     def scaling(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def delta_weight(self) -> torch.Tensor:
         """(alpha / r) B A, in the layout of `base_layer.weight`: Linear `(out, in)`, Conv1D `(in, out)`."""

@@ -1,6 +1,7 @@
 """Swap layers in a model, by structure: put LoRA in, fold it away, or fold it away for a while."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,23 +35,39 @@ def inject_lora(
         UserError: a name matches nothing, or a layer that LoRA cannot wrap or later not merge; the model
             already holds LoRA layers. The model is then as it was.
     """
-    if any(True for _ in lora_layers(model)):
-        raise UserError("this model already holds LoRA layers: merge_lora(model) before injecting others")
     if not target_modules:
         raise UserError("no target modules were named: LoRA needs at least one, such as attn.c_attn")
+    update = {"rank": rank, "alpha": alpha, "dropout": dropout, "generator": generator}
     targets, whole = _matches(model, target_modules), _matches(model, modules_to_save)
-    _check_targets(model, targets, whole, dropout)
+    inject_each(model, dict.fromkeys(targets, update), whole)
+    for name, layer in lora_layers(model):
+        if rank > (width := min(layer.base_layer.weight.shape)):
+            why = "no update has a higher rank, so that rank does as much"
+            warnings.warn(f"rank {rank} is above {width}, the width of {name}: {why}", stacklevel=2)
+            break
+    return model
+
+
+def inject_each(model: nn.Module, updates: Mapping[str, dict], whole: Sequence[str] = ()) -> nn.Module:
+    """`inject_lora` with an update for each layer: arguments of `LoRALinear` by the layer's full name.
+
+    `whole` names, in full, the modules that learn whole; raises what `inject_lora` does.
+    """
+    if any(True for _ in lora_layers(model)):
+        raise UserError("this model already holds LoRA layers: merge_lora(model) before injecting others")
+    targets = {name: model.get_submodule(name) for name in updates}
+    _check_targets(model, targets, whole, any(update.get("dropout") for update in updates.values()))
 
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:  # all are built before the first is placed: an error leaves the model as it was
-        layers = {n: LoRALinear(m, rank, alpha, dropout, generator) for n, m in targets.items()}
+        layers = {name: LoRALinear(module, **updates[name]) for name, module in targets.items()}
     except BaseException:
         for parameter in learning:
             parameter.requires_grad_(True)
         raise
     model.requires_grad_(False)
-    for module in whole.values():
-        module.requires_grad_(True)
+    for name in whole:
+        model.get_submodule(name).requires_grad_(True)
     for name, layer in layers.items():
         place(model, name, layer)
     return model
@@ -100,9 +117,9 @@ def place(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _matches(model: nn.Module, suffixes: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that the suffixes name, in the model's order."""
-    names = {n: m for n, m in model.named_modules() if any(is_suffix(suffix, n) for suffix in suffixes)}
+def _matches(model: nn.Module, suffixes: Sequence[str]) -> list[str]:
+    """The names of the modules that the suffixes name, in the model's order."""
+    names = [n for n, _ in model.named_modules() if any(is_suffix(suffix, n) for suffix in suffixes)]
     for suffix in suffixes:
         if not any(is_suffix(suffix, name) for name in names):
             layers = (n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
@@ -112,7 +129,7 @@ def _matches(model: nn.Module, suffixes: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _check_targets(
-    model: nn.Module, targets: dict[str, nn.Module], whole: dict[str, nn.Module], dropout: float
+    model: nn.Module, targets: dict[str, nn.Module], whole: Sequence[str], dropout: bool
 ) -> None:
     for name, module in targets.items():
         if any(name == other or name.startswith(f"{other}.") for other in whole):
@@ -122,9 +139,7 @@ def _check_targets(
             raise UserError(f"target {name} is a {kind}: LoRA wraps nn.Linear and Conv1D layers")
         parent = model.get_submodule(name.rpartition(".")[0])
         if dropout and isinstance(parent, nn.MultiheadAttention):
-            why = (
-                "nn.MultiheadAttention reads its weight and never calls it: no dropout before A would happen"
-            )
+            why = "nn.MultiheadAttention reads its weight and never calls it: no dropout would happen"
             raise UserError(f"target {name}: {why}; use dropout 0")
     # Merging changes a weight for everybody who reads it, so nobody else may.
     owners: dict[object, list[str]] = {}

@@ -9,7 +9,7 @@ from transformers import GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lora_from_scratch.base.load import load_model, load_tokenizer
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.table import FORMATS, format_named
 
 HEAD_WEIGHT = "score.weight"
@@ -40,7 +40,17 @@ class Adapted:
 
     @property
     def label_names(self) -> list[str]:
-        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        """The name of each label id; raises `UserError` unless there are two at least, each with a name."""
+        names = self.model.config.id2label
+        if len(names) < 2:
+            raise UserError(
+                f"the model has {len(names)} outputs, a regression's: train it with one for each class"
+            )
+        if sorted(names) != list(range(len(names))) or not all(
+            isinstance(name, str) for name in names.values()
+        ):
+            raise UserError(f"config.json: id2label needs a name for each id from 0 to {len(names) - 1}")
+        return [names[i] for i in range(len(names))]
 
 
 def load_adapted(folder: Path, base_name: str | None = None) -> Adapted:
@@ -57,24 +67,55 @@ def load_adapted(folder: Path, base_name: str | None = None) -> Adapted:
             adapted = format.load(folder, base_name)
             adapted.model.eval()
             return adapted
+    holders = [path for path in _folders_below(folder) if any(format.is_in(path) for format in formats)]
+    if holders:
+        raise UserError(f"{folder} holds no adapter, but {holders[-1]} does: name that folder")
     raise UserError(f"{folder} holds no adapter: none of {', '.join(format.FILES[0] for format in formats)}")
 
 
 def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torch.Tensor | None) -> Adapted:
     """The base that a file of weights names, with as many labels as the head in that file has.
 
-    Raises `UserError` if no base is named, the head is missing, or its label names do not fit it.
+    Raises `UserError` if no base is named, the head is missing or a regression's, or its label names do not
+    fit it.
     """
     if not name:
         raise UserError(f"{path.parent} does not name its base: say which with --model")
     if head is None or head.ndim != 2:
-        raise UserError(f"{path}: the classifier head, {HEAD_WEIGHT}, is missing")
-    unnamed = json.dumps([f"LABEL_{i}" for i in range(len(head))])
-    try:
-        labels = json.loads(metadata.get("labels", unnamed))
-    except ValueError as error:
-        raise UserError(f"{path}: the label names are damaged ({error})") from error
-    if len(labels) != len(head):
-        raise UserError(f"{path}: {len(labels)} label names, but {HEAD_WEIGHT} is {tuple(head.shape)}")
+        raise UserError(
+            f"{path}: the classifier head, {HEAD_WEIGHT}, is missing: train with task_type SEQ_CLS"
+        )
+    if len(head) < 2:
+        what = f"{HEAD_WEIGHT} is {tuple(head.shape)}, one output, a regression's"
+        raise UserError(f"{path}: {what}: only classifiers are adapted here, with an output for each class")
+    labels = _label_names(path, metadata, tuple(head.shape))
     tokenizer = load_tokenizer(name)
     return Adapted(load_model(name, labels, tokenizer.pad_token_id), tokenizer, name)
+
+
+def _label_names(path: Path, metadata: dict[str, str], head: tuple[int, ...]) -> list[str]:
+    if "labels" not in metadata:
+        return [f"LABEL_{i}" for i in range(head[0])]
+    try:
+        names = json.loads(metadata["labels"])
+        if not isinstance(names, list) or len(set(names)) != len(names):
+            raise ValueError("not a list of different names")
+        "".join(names).encode()  # TypeError: no texts
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: the label names are damaged ({first_line(error)}): take another copy"
+        ) from error
+    if len(names) != head[0]:
+        raise UserError(f"{path}: {len(names)} label names, but {HEAD_WEIGHT} is {head}: take another copy")
+    return names
+
+
+def _folders_below(folder: Path) -> list[Path]:
+    """The folders in a folder and those in them, `checkpoint-1000` after `checkpoint-500`."""
+
+    def by_number(path: Path) -> list[tuple[int, str]]:
+        return [(len(part), part) for part in path.parts]
+
+    return sorted(
+        (path for depth in ("*/", "*/*/") for path in folder.glob(depth) if path.is_dir()), key=by_number
+    )

@@ -1,7 +1,7 @@
 """The formats in which what was trained is written: a line here, and one file of this room for each.
 
 A format is a module with `TITLE` (the library that a model card names), `FILES` (what it may write),
-`is_in(folder)`, `save(adapted, folder)`, `load(folder, base_name)` and `how_to_load(base_name, labels)`,
+`is_in(folder)`, `save(adapted, folder)`, `load(folder, base_name)` and `how_to_load(base_name, label_names)`,
 which is Markdown for the card, line by line.
 """
 

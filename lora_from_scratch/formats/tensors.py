@@ -13,12 +13,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_from_scratch.base.fingerprint import check_base, fingerprints
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base
+from lora_from_scratch.formats.files import refuse_pointer
+from lora_from_scratch.formats.seal import check_seal, seal
 
 TITLE = "transformers"
 FILES = ("trained.safetensors", "head.safetensors")  # the second is what versions before 0.2 called it
 Tensors = dict[str, torch.Tensor]  # by name
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def is_in(folder: Path) -> bool:
@@ -44,54 +47,68 @@ def load(folder: Path, base_name: str | None = None) -> Adapted:
     here = {name: p.shape for name, p in base.model.named_parameters() if name in tensors}
     check_shapes(tensors, here, path)
     check_base(fingerprints(base.model, base.tokenizer, tensors), metadata, folder)
+    check_seal(path)
     fill(base.model, tensors)
     return base
 
 
-def how_to_load(base_name: str, labels: int) -> list[str]:
+def how_to_load(base_name: str, label_names: list[str]) -> list[str]:
     return MERGED.splitlines()
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """All tensors of a safetensors file, and its metadata.
 
-    Raises `UserError` if the file is missing, damaged, or holds a value that is not finite.
+    Raises `UserError` if the file is missing, damaged, or holds what is no floating-point number, or one that
+    is not finite in fp32.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file: take another copy of the folder")
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+    except Exception as error:  # of many kinds; all mean that the file is bad
+        raise UserError(
+            f"{path}: not a whole safetensors file ({first_line(error)[:60]}): take another copy"
+        ) from error
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} holds a value that is not finite")
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{path}: {name[:80]} holds {tensor.dtype}: save it in a floating-point type")
+        if not tensor.float().isfinite().all():
+            raise UserError(
+                f"{path}: {name[:80]} holds a value that is not finite: take an earlier checkpoint"
+            )
     return tensors, metadata
 
 
-def write_tensors(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file; raises `OSError` without permission, or if the disk is full."""
+def write_tensors(tensors: Tensors, path: Path, metadata: dict[str, str], beside: str = "") -> None:
+    """Write a sealed safetensors file; raises `OSError` without permission, or if the disk is full."""
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contents, path, {"format": "pt", **metadata})
+        save_file(contents, path)
     except SafetensorError as error:  # how safetensors reports the operating system's refusals
         raise OSError(f"{path}: {error}") from error
+    seal(path, {"format": "pt", **metadata}, beside)
 
 
 def check_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Raise `UserError` for a tensor of the file that is not expected, missing, or not in that shape."""
     for key in sorted(tensors.keys() - expected.keys()):
-        raise UserError(f"{path}: unexpected tensor {key}")
+        raise UserError(
+            f"{path}: unexpected tensor {key[:90]}: see that --model and the files belong together"
+        )
     for key, shape in expected.items():
         if key not in tensors:
-            raise UserError(f"{path}: {key} is missing")
+            raise UserError(f"{path}: {key} is missing: see that --model and the files belong together")
         there, here = tuple(tensors[key].shape), tuple(shape)
         if there != here:
             relabelled = key.endswith(HEAD_WEIGHT) and there[1:] == here[1:]
             hint = " (another number of labels)" if relabelled else ""
-            raise UserError(f"{path}: {key} is {there}, expected {here}{hint}")
+            raise UserError(
+                f"{path}: {key} is {there}, expected {here}{hint}: name its own base with --model"
+            )
 
 
 def fill(model: nn.Module, tensors: Tensors) -> None:

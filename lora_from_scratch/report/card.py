@@ -77,7 +77,7 @@ def model_card(record: dict[str, object]) -> str:
         train_classes=classes_text(data["train_classes"]),
         validation_classes=classes_text(data["validation_classes"]),
         settings=f"\n- {settings}" if settings else "",
-        loading="\n".join(format.how_to_load(config.model, len(names))),
+        loading="\n".join(format.how_to_load(config.model, names)),
     )
 
 

@@ -1,0 +1,92 @@
+"""How a model is said in PEFT's adapter_config.json: the other way round than `peft_config.py`."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_from_scratch.core.lora import LoRALinear
+from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.formats.peft_config import CONFIG, HEADS, PeftConfig, understand
+
+
+def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What an adapter's file holds, by parameter: A and B, and the modules in which something learns, whole.
+
+    Raises `UserError` for a parameter that PEFT's format has no place for.
+    """
+    modules, tensors = set(), dict(model.named_parameters())
+    for name, parameter in tensors.items():
+        if parameter.requires_grad and ".lora_" not in name:
+            module = name.rpartition(".")[0]
+            if not module:
+                raise UserError(f"{name} learns outside any module, and PEFT saves modules: put it into one")
+            modules.add(module)
+    for name in tensors:
+        if ".base_layer." in name and _within(name, modules):
+            raise UserError(f"{name} stands under what learns whole and has LoRA: PEFT saves one of the two")
+    return {name: p for name, p in tensors.items() if ".lora_" in name or _within(name, modules)}
+
+
+def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> dict[str, object]:
+    """The configuration that gives, in PEFT and here, the model's LoRA layers and the parameters in `whole`.
+
+    Raises `UserError` if the layers differ in dropout, which one configuration cannot say.
+    """
+    layers = dict(lora_layers(model))
+    dropouts = {layer.lora_dropout.p for layer in layers.values()} or {0.0}
+    if len(dropouts) > 1:
+        raise UserError("the LoRA layers differ in dropout, and PEFT knows one for all: set them alike")
+    values = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "init_lora_weights": True}
+    values["lora_dropout"] = dropouts.pop()
+    values["base_model_name_or_path"] = base_name or getattr(model, "name_or_path", None)
+    values["task_type"] = "SEQ_CLS" if "score.weight" in whole else None
+    # Modules by their last name, if that names just what learns whole, else in full.
+    modules = sorted({name.split(".")[-2] for name in whole})
+    short = _understood({**values, "modules_to_save": modules})
+    if {name for name, _ in model.named_parameters() if short.saves(name)} != set(whole):
+        modules = sorted({name.rpartition(".")[0] for name in whole})
+    # PEFT names both of the usual heads for every sequence classifier.
+    values["modules_to_save"] = HEADS if modules == ["score"] else modules
+    # Targets by what follows the block numbers, if that names just these layers, else in full.
+    values["target_modules"] = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in layers}) or ["attn.c_attn"]
+    targets = _understood(values).targets(model)
+    if layers and targets.keys() != layers.keys():
+        values["target_modules"] = sorted(layers)
+    bases = [getattr(module, "base_layer", module) for module in targets.values()]
+    values["fan_in_fan_out"] = any(isinstance(base, Conv1D) for base in bases)
+    return values | _ranks_and_alphas(layers)
+
+
+def _ranks_and_alphas(layers: dict[str, LoRALinear]) -> dict[str, object]:
+    """r, lora_alpha and use_rslora, with patterns for the layers that have others than the most."""
+    stabilized = bool(layers) and all(layer.rank_stabilized for layer in layers.values())
+    ranks = {name: layer.rank for name, layer in layers.items()} or {"": 1}
+    alphas = {name: _alpha(layer, stabilized) for name, layer in layers.items()}
+    values: dict[str, object] = {"use_rslora": True} if stabilized else {}
+    for key, pattern, of in (
+        ("r", "rank_pattern", ranks),
+        ("lora_alpha", "alpha_pattern", alphas or {"": 1}),
+    ):
+        of = {name: int(value) if value == int(value) else float(value) for name, value in of.items()}
+        values[key] = Counter(of.values()).most_common(1)[0][0]
+        # "^", since PEFT puts (.*\.)? before a pattern
+        others = {f"^{re.escape(name)}": value for name, value in of.items() if value != values[key]}
+        values |= {pattern: others} if others else {}
+    return values
+
+
+def _alpha(layer: LoRALinear, stabilized: bool) -> float:
+    """What stands over r, or over its root, for the layer's scaling to come out."""
+    return layer.alpha if layer.rank_stabilized == stabilized else layer.scaling * layer.rank
+
+
+def _within(parameter: str, modules: set[str]) -> bool:
+    return any(parameter.startswith(f"{module}.") for module in modules)
+
+
+def _understood(values: dict[str, object]) -> PeftConfig:
+    return understand(values, Path(CONFIG))
