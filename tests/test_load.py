@@ -227,7 +227,7 @@ def test_weights_in_shards(folder):
     with pytest.raises(UserError, match=f"has no {lost.name}: fetch it"):
         load_model(str(folder), LABELS, 0)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
-    with pytest.raises(UserError, match="model.safetensors.index.json is damaged"):
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json is damaged"):
         load_model(str(folder), LABELS, 0)
 
 
