@@ -16,3 +16,9 @@ class NotFound(UserError):
 def first_line(error: Exception) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def quoted(*values: object, length: int = 30) -> str:
+    """Values of a user's as they stand in a sentence: quoted, on one line, cut where they are long."""
+    shown = [value if len(value) <= length else value[: length - 3] + "..." for value in map(str, values)]
+    return ", ".join(map(repr, shown[:3])) + ", ..." * (len(shown) > 3)

@@ -18,7 +18,7 @@ from lora_from_scratch.base.load import load_model
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled
-from lora_from_scratch.data.rows import Columns
+from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
@@ -92,7 +92,7 @@ def evaluate_dataset(adapter: Path, **flags: object) -> None:
     precision = resolve_precision(asked.precision, device)
     length = min(asked.max_length, adapted.model.config.n_positions)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
-    columns = Columns(asked.text_column, asked.label_column)
+    columns = Selection(asked.text_column, asked.label_column)
     split, source = load_labelled(asked.dataset, adapted.label_names, columns)
     examples = tokenize(adapted.tokenizer, split.sentences, split.labels, length)
     evaluation = evaluate(adapted.model, examples, precision)

@@ -1,4 +1,4 @@
-"""Labelled sentences in two splits: from the hub (or its cache), from files, or bundled; labels made ids."""
+"""Labelled sentences in two splits, as ids: from the hub (or its cache), from files, or bundled."""
 
 import hashlib
 import json
@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 
+from lora_from_scratch.data.files import is_table, read_rows
 from lora_from_scratch.data.hub import rows_of_hub
-from lora_from_scratch.data.rows import SUFFIXES, Columns, Row, read_rows
-from lora_from_scratch.errors import NotFound, UserError
+from lora_from_scratch.data.labels import label_ids, label_names, plain
+from lora_from_scratch.data.rows import Rows, Selection
+from lora_from_scratch.errors import NotFound, UserError, quoted
 
 BUNDLED = "bundled"
 BUNDLED_DATASET = Path(__file__).parents[1] / "bundled" / "mini-reviews"
 DEFAULT = "sst2"
+VALIDATION = ("validation", "val", "dev", "test")  # of a folder or a hub dataset, in this order
 
 
 @dataclass(frozen=True)
@@ -47,92 +50,87 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load_dataset(name: str, columns: Columns | None = None) -> Dataset:
+def load_dataset(name: str, selection: Selection | None = None) -> Dataset:
     """Load a dataset by what its name is.
 
-    "bundled"; a .tsv, .csv or .jsonl file, of which always the same tenth of the rows is held out for
-    validation; a folder with train.* and dev.* or validation.*; else a hub id, from the hub or its cache.
+    "bundled"; a file (see `data/files.py`), of which always the same tenth of the rows is held out for
+    validation; a folder with a file for each split; else a hub id, from the hub or its cache.
 
-    Integer labels must be 0..n-1. Others become ids in sorted order, and keep their names. The sentences are
-    stripped: GLUE's end in a space, which GPT-2 would read as a token of its own.
+    Labels become ids as `data/labels.py` says. The sentences are stripped: GLUE's end in a space, which GPT-2
+    would read as a token of its own.
 
     Raises NotFound where nothing of that name is here, on the hub or in its cache; UserError where a file
-    cannot be read, a column is missing, a row is empty, or a label is out of range.
+    cannot be read, a column is missing, a text is blank, or a label is none.
     """
-    train, validation, source, names = _rows(name, columns or Columns())
-    return Dataset(_split(train, names), _split(validation, names), names, source)
+    selection, path = selection or Selection(), _path(name)
+    if path.is_dir():
+        files = _file(path, "train", selection.train_split), _validation_file(path, selection)
+        train, validation = (read_rows(file, selection) for file in files)
+        source, names = files[1].name, label_names(train)
+    elif path.is_file():
+        rows = read_rows(path, selection)
+        names, (train, validation) = label_names(rows), _held_out(rows)
+        source = f"{len(validation)} rows held out of {path.name}"
+    else:
+        train, validation, source = _from_hub(name, selection)
+        names = label_names(train)
+    splits = (Split(rows.texts, label_ids(rows, names)) for rows in (train, validation))
+    return Dataset(*splits, names, source)
 
 
-def load_labelled(name: str, known: list[str], columns: Columns | None = None) -> tuple[Split, str]:
+def load_labelled(name: str, known: list[str], selection: Selection | None = None) -> tuple[Split, str]:
     """Sentences to measure a trained model on, and where they come from: a file whole, else validation.
 
     `known` are the names of the labels that the model knows; the labels here are these, or ids. Raises what
     `load_dataset` does; UserError also for a label that the model does not know.
     """
-    columns, path = columns or Columns(), Path(name)
-    if name != BUNDLED and path.is_file():
-        return _split(read_rows(path, columns), known), path.name
-    _, validation, source, names = _rows(name, columns)
-    numbered = all(map(_is_integer, names)) or all(map(_is_integer, known))  # no names to compare
-    if names != known and not (numbered and len(names) <= len(known)):
-        ours, theirs = ", ".join(names), ", ".join(known)
-        raise UserError(f"dataset {name!r} has the labels {ours}, the model has {theirs}")
-    return _split(validation, names), source
+    selection, path = selection or Selection(), _path(name)
+    if path.is_file() or path.is_dir():
+        file = path if path.is_file() else _validation_file(path, selection)
+        rows, source = read_rows(file, selection), file.name
+    else:
+        _, rows, source = _from_hub(name, selection)
+    advice = "say what the model's ids mean: --label-names, in their order" if plain(known) else "rename it"
+    return Split(rows.texts, label_ids(rows, known, advice)), source
 
 
 def display_name(name: str) -> str:
     return "mini-reviews (bundled)" if name == BUNDLED else name
 
 
-def _rows(name: str, columns: Columns) -> tuple[list[Row], list[Row], str, list[str]]:
-    """Rows for training and for validation, where the latter come from, and the labels by their ids."""
-    path = BUNDLED_DATASET if name == BUNDLED else Path(name)
-    if path.is_dir():
-        files = _find(path, "train"), _find(path, "dev", "validation")
-        train, validation = (read_rows(file, columns) for file in files)
-        return train, validation, files[1].name, _label_names(train)
-    if path.is_file():
-        rows = read_rows(path, columns)
-        held_out = max(1, round(0.1 * len(rows)))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-        parts = order[held_out:], order[:held_out]
-        train, validation = ([rows[i] for i in sorted(part)] for part in parts)
-        return train, validation, f"{held_out} rows held out of {path.name}", _label_names(rows)
-    if path.suffix in SUFFIXES or name.count("/") > 1 or name.startswith((".", "/", "~")):
+def _path(name: str) -> Path:
+    return BUNDLED_DATASET if name == BUNDLED else Path(name)
+
+
+def _held_out(rows: Rows) -> tuple[Rows, Rows]:
+    """The same tenth of the rows for whoever asks, as the second part; both in the order of their source."""
+    held_out = max(1, round(0.1 * len(rows)))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    return rows.take(sorted(order[held_out:])), rows.take(sorted(order[:held_out]))
+
+
+def _validation_file(folder: Path, selection: Selection) -> Path:
+    return _file(folder, "validation", selection.validation_split, *VALIDATION)
+
+
+def _file(folder: Path, split: str, asked: str | None, *usual: str) -> Path:
+    """The one file of a split, case of its name aside. Raises UserError where there is none, or a second."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and is_table(path.name))
+    for stem in (asked,) if asked else usual or (split,):
+        found = [path for path in files if path.name.lower().split(".")[0] == stem.lower()]
+        if len(found) > 1:
+            names = quoted(*(path.name for path in found))
+            raise UserError(f"dataset folder {folder}: both {names} are there; move one away")
+        if found:
+            return found[0]
+    wanted = asked or " or ".join(usual or (split,))
+    there = f"holds {quoted(*(path.name for path in files))}" if files else "holds no file of rows"
+    raise UserError(
+        f"dataset folder {folder} {there}; it needs {wanted}.csv, or another name as --{split}-split"
+    )
+
+
+def _from_hub(name: str, selection: Selection) -> tuple[Rows, Rows, str]:
+    if is_table(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise NotFound(f"dataset {name!r}: no such file or folder")
-    train, validation, source, names = rows_of_hub(name, columns)
-    return train, validation, source, names or _label_names(train)
-
-
-def _find(folder: Path, *stems: str) -> Path:
-    candidates = [stem + suffix for stem in stems for suffix in SUFFIXES]
-    for candidate in candidates:
-        if (folder / candidate).is_file():
-            return folder / candidate
-    raise UserError(f"dataset folder {str(folder)!r} holds none of {', '.join(candidates)}")
-
-
-def _label_names(rows: list[Row]) -> list[str]:
-    """The labels in the order of their ids: integers stand for themselves, anything else is sorted."""
-    distinct = sorted({row.label for row in rows})
-    if len(distinct) < 2:
-        place = rows[0].place
-        raise UserError(f"{place}: label {distinct[0]!r}, as everywhere: there is nothing to tell apart")
-    return [str(i) for i in range(len(distinct))] if all(map(_is_integer, distinct)) else distinct
-
-
-def _split(rows: list[Row], names: list[str]) -> Split:
-    """Labels are names, or integers: ids, also where the ids have names."""
-    ids, labels = {name: i for i, name in enumerate(names)}, []
-    for row in rows:
-        if row.label not in ids and not _is_integer(row.label):
-            raise UserError(f"{row.place}: label {row.label!r} is none of {', '.join(names)}")
-        labels.append(ids[row.label] if row.label in ids else int(row.label))
-        if labels[-1] not in range(len(ids)):
-            last = len(ids) - 1
-            raise UserError(f"{row.place}: label {row.label} is outside 0..{last}; number labels from 0")
-    return Split([row.text for row in rows], labels)
-
-
-def _is_integer(label: str) -> bool:
-    return label.removeprefix("-").isdecimal()
+    return rows_of_hub(name, selection)

@@ -1,13 +1,13 @@
 """Labelled sentences of a dataset on the hub, or in its cache."""
 
-from lora_from_scratch.data.rows import Columns, Row, make_row
+from lora_from_scratch.data.rows import Rows, Selection, collect
 from lora_from_scratch.errors import NotFound, UserError, first_line
 
 ALIASES = {"sst2": ("nyu-mll/glue", "sst2")}  # hub id and configuration behind a short name
 
 
-def rows_of_hub(name: str, columns: Columns) -> tuple[list[Row], list[Row], str, list[str] | None]:
-    """Rows for training and for validation, the second split's name, and the names of the ids if it has any.
+def rows_of_hub(name: str, selection: Selection) -> tuple[Rows, Rows, str]:
+    """Rows for training and for validation, and the second split's name.
 
     Raises NotFound where neither the hub nor its cache has it; UserError where it does not load, or lacks a
     split or a column.
@@ -30,7 +30,9 @@ def rows_of_hub(name: str, columns: Columns) -> tuple[list[Row], list[Row], str,
     rows = []
     for split in ("train", second):
         place = f"dataset {name!r}, split {split}"
-        text, label = columns.found_in(splits[split].column_names, place)
-        pairs = zip(splits[split][text], splits[split][label], strict=True)
-        rows.append([make_row(*pair, f"{place}, row {i}") for i, pair in enumerate(pairs)])
-    return *rows, second, getattr(splits["train"].features[label], "names", None)
+        columns = splits[split].column_names
+        text, label = selection.found_in(columns, place)
+        names = getattr(splits[split].features[label], "names", None)
+        triples = zip(range(len(splits[split])), splits[split][text], splits[split][label], strict=True)
+        rows.append(collect(triples, place, "row", selection.drop_blank, names))
+    return *rows, second

@@ -1,109 +1,193 @@
-"""Files of labelled sentences, as rows of text: .tsv, .csv and .jsonl."""
+"""Tables of raw examples: which columns are text and label, and what may stand in them."""
 
-import csv
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import math
+import re
+import shlex
+import warnings
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, quoted
 
-SUFFIXES = (".tsv", ".csv", ".jsonl")
-USUAL = {"text": ("sentence", "text"), "label": ("label",)}  # where a column is, if nobody says
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where text and label are; None takes the usual names."""
-
-    text: str | None = None
-    label: str | None = None
-
-    def found_in(self, names: Iterable[str], place: str) -> list[str]:
-        """The names of the text's and of the label's column. Raises UserError where one is not there."""
-        found = []
-        for what, usual in USUAL.items():
-            asked = getattr(self, what)
-            wanted = (asked,) if asked else usual
-            there = [name for name in wanted if name in names]
-            if not there:
-                missing, choice = " or ".join(wanted), ", ".join(names)
-                raise UserError(f"{place}: no column {missing!r}; name one of {choice} with --{what}-column")
-            found.append(there[0])
-        return found
+USUAL = {"text": ("sentence", "text"), "label": ("label",)}  # what a column is called, if nobody says
+Numbered = Iterator[tuple[int, Sequence[object]]]  # line or row, and its cells
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character: JSON can hold one, UTF-8 cannot
 
 
 @dataclass(frozen=True)
-class Row:
-    """One raw example, stripped, and where it stands, for error messages."""
+class Selection:
+    """What is read of a source: columns, splits, and whether rows with a blank text are left out.
 
-    text: str
-    label: str
-    place: str
-
-
-def make_row(text: object, label: object, place: str) -> Row:
-    """A row of two values. Raises UserError where one of them is empty."""
-    row = Row(str(text).strip(), str(label).strip(), place)
-    if not row.text or not row.label:
-        raise UserError(f"{place}: the {'label' if row.text else 'text'} is empty")
-    return row
-
-
-def read_rows(path: Path, columns: Columns) -> list[Row]:
-    """Every row of a file.
-
-    Raises UserError where it cannot be read, holds no example, lacks a column, or has an empty value.
+    None takes the usual: the columns of `USUAL`, train, and the first of validation, val, dev and test.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: a dataset file ends in one of {', '.join(SUFFIXES)}")
-    read, rows, names = _jsonl if path.suffix == ".jsonl" else _delimited, [], None
-    for place, values in read(path, _read_text(path)):
-        names = names or columns.found_in(values, place)  # the first row decides
-        for name in names:
-            if values.get(name) is None:
-                raise UserError(f"{place}: no value in column {name!r}")
-        rows.append(make_row(values[names[0]], values[names[1]], place))
-    if not rows:
-        raise UserError(f"{path} holds no examples")
-    return rows
+
+    text_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    validation_split: str | None = None
+    drop_blank: bool = False
+
+    def found_in(
+        self, names: Sequence[str], place: str, wanted: Sequence[str] = ("text", "label")
+    ) -> list[str]:
+        """The names of the wanted columns, case and spaces aside where no name fits to the letter.
+
+        Raises UserError where one is not there, or is there twice.
+        """
+        found = {what: self._column(what, names, place) for what in wanted}
+        nameless = [what for what, name in found.items() if name is None]
+        if not nameless:
+            return list(found.values())
+        told = any(getattr(self, f"{what}_column") for what in wanted)
+        if nameless == list(wanted) and not told and any(map(_looks_like_data, names)):
+            raise UserError(
+                f"{place}: the first line is {quoted(*names)}; if that is a row, put the names text and "
+                "label above it, else name its columns with --text-column and --label-column"
+            )
+        what = nameless[0]
+        asked = getattr(self, f"{what}_column")
+        missing = quoted(asked) if asked else " or ".join(USUAL[what])
+        raise UserError(f"{place}: no column {missing}; name one of {_choice(names)} with --{what}-column")
+
+    def _column(self, what: str, names: Sequence[str], place: str) -> str | None:
+        asked = getattr(self, f"{what}_column")
+        for name in (asked,) if asked else USUAL[what]:
+            same = [other for other in names if other == name] or [
+                other for other in names if other.strip().casefold() == name.strip().casefold()
+            ]
+            if len(same) > 1:
+                raise UserError(f"{place}: two columns are called {quoted(*same)}; rename one of them")
+            if same:
+                return same[0]
+        return None
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
+@dataclass(frozen=True)
+class Table:
+    """A file, opened: its columns, and its rows as they are asked for."""
+
+    source: str
+    unit: str  # of what numbers its rows: "line" or "row"
+    columns: list[str]
+    pick: Callable[[Sequence[str]], Numbered]  # the cells of these columns, row by row
+    label_names: Mapping[str, list[str]] = field(default_factory=dict)  # of ids, by column
+
+    @property
+    def rows(self) -> Numbered:
+        return self.pick(self.columns)
 
 
-def _delimited(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    # A .tsv is GLUE's kind, where a quotation mark is only a character; a .csv quotes its fields.
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {"strict": True}
-    reader = csv.reader(text.splitlines(keepends=True), **dialect)
-    lines = filter(None, reader)  # without the empty ones
-    try:
-        header = next(lines, [])
-        for fields in lines:
-            place = f"{path}, line {reader.line_num}"
-            if len(fields) != len(header):
-                raise UserError(f"{place}: {len(fields)} columns, where the header has {len(header)}")
-            yield place, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+@dataclass(frozen=True)
+class Rows:
+    """Raw examples, column by column, and where each stands, for error messages."""
+
+    texts: list[str]  # stripped, none blank
+    labels: list[str | int | float]  # of the type that they have in their source
+    numbers: Sequence[int]  # of the line or row
+    source: str
+    unit: str  # "line" or "row"
+    label_names: list[str] | None = None  # of the ids, where the source has them
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def place(self, i: int) -> str:
+        return f"{self.source}, {self.unit} {self.numbers[i]}"
+
+    def take(self, indices: Sequence[int]) -> "Rows":
+        parts = ([column[i] for i in indices] for column in (self.texts, self.labels, self.numbers))
+        return Rows(*parts, self.source, self.unit, self.label_names)
 
 
-def _jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+def collect(
+    values: Iterable[tuple[int, object, object]],
+    source: str,
+    unit: str,
+    drop_blank: bool = False,
+    label_names: list[str] | None = None,
+) -> Rows:
+    """Rows of numbered (text, label) pairs.
+
+    Raises UserError for a value that is no text or no label, for blank texts unless they are dropped, and
+    where nothing is left. Halves of surrogate pairs become U+FFFD, with a warning.
+    """
+    texts, labels, numbers, blank, repaired = [], [], array("q"), [], []
+    seen: dict[str, str] = {}  # labels as they stand there, and stripped
+    for number, text, label in values:
+        if type(text) is not str:
+            text = str(_value(text, "text", f"{source}, {unit} {number}"))
+        if not text.isascii() and SURROGATE.search(text):
+            repaired.append(number)
+            text = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+        text = text.strip()
+        if not text:
+            blank.append(number)
             continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}: not JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: a JSON object is expected, with a text and a label")
-        yield place, row
+        if type(label) is str and label in seen:
+            label = seen[label]
+        else:
+            raw, label = label, _value(label, "label", f"{source}, {unit} {number}")
+            if type(raw) is str:
+                seen[raw] = label
+        texts.append(text)
+        labels.append(label)
+        numbers.append(number)
+    _tell(source, unit, len(texts), blank, repaired, drop_blank)
+    if not texts:
+        raise UserError(f"{source} holds no examples: give a file with a row for each text")
+    return Rows(texts, labels, numbers, source, unit, label_names)
+
+
+def _value(value: object, what: str, place: str) -> str | int | float:
+    """What stands in a cell, stripped. Raises UserError unless it is text or a finite number."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{place}: the {what} is {_json(value)}; fill it in, or delete the row")
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        kinds = {list: "a list", dict: "an object", bool: "true or false"}
+        kind = kinds.get(type(value), f"of type {type(value).__name__}")
+        raise UserError(f"{place}: the {what} is {kind}; write it as one string or number")
+    if not isinstance(value, str):
+        return value
+    value = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value).strip()
+    if not value and what == "label":
+        raise UserError(f"{place}: the label is empty; fill it in, or delete the row")
+    return value
+
+
+def _json(value: float | None) -> str:
+    return "null" if value is None else str(value)
+
+
+def _tell(
+    source: str, unit: str, kept: int, blank: Sequence[int], repaired: Sequence[int], drop_blank: bool
+) -> None:
+    if blank:
+        count = f"{len(blank):,} of {kept + len(blank):,} texts {'is' if len(blank) == 1 else 'are'} blank"
+        where = f"{unit} {blank[0]}" + (" first" if len(blank) > 1 else "")
+        if not drop_blank:
+            raise UserError(f"{source}: {count} ({where}); leave them out with --drop-blank")
+        warnings.warn(f"{source}: {count} ({where}), left out as --drop-blank asks", stacklevel=3)
+    if repaired:
+        warnings.warn(
+            f"{source}, {unit} {repaired[0]}: half of a surrogate pair, which is no character, is read as "
+            f"U+FFFD; texts with one: {len(repaired):,}; write the file again to mend them",
+            stacklevel=3,
+        )
+
+
+def _looks_like_data(name: str) -> bool:
+    """Whether a column's name is more likely a text or a label: several words, or a number."""
+    return len(name.split()) > 3 or bool(re.fullmatch(r"\s*-?\d+(\.\d*)?\s*", name))
+
+
+def _choice(names: Sequence[str]) -> str:
+    """Names as a shell takes them, as many as fit into a sentence."""
+    shown, left = [], 90
+    for name in names:
+        left -= len(name) + 2
+        if left < 0:
+            break
+        shown.append(shlex.quote(name.strip()))
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -12,7 +12,7 @@ from lora_from_scratch.base import load as base
 from lora_from_scratch.base.fingerprint import weights_fingerprint
 from lora_from_scratch.data import dataset as data
 from lora_from_scratch.data.batches import TokenizedExamples, tokenize
-from lora_from_scratch.data.rows import Columns
+from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.train.device import resolve_device
@@ -56,7 +56,7 @@ def prepare(config: RunConfig) -> Prepared:
     A model or dataset that the config does not name comes from the hub or its cache, and if it is not to be
     had there, from the bundle. UserError says what is wrong; nothing has been trained or written yet.
     """
-    device, columns = resolve_device(config.device), Columns(config.text_column, config.label_column)
+    device, columns = resolve_device(config.device), Selection(config.text_column, config.label_column)
     substituted: list[str] = []
 
     def find(
@@ -70,7 +70,7 @@ def prepare(config: RunConfig) -> Prepared:
             substituted.append(default)
             return bundled, load(bundled)
 
-    load_dataset = partial(data.load_dataset, columns=columns)
+    load_dataset = partial(data.load_dataset, selection=columns)
     dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
     model_name, tokenizer = find(base.load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
     model_name = base.lasting_name(model_name)

@@ -1,0 +1,104 @@
+"""Files of cells between delimiters: .csv and .tsv."""
+
+import csv
+import re
+from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+
+from lora_from_scratch.data.lines import lines_of
+from lora_from_scratch.data.rows import Numbered, Table
+from lora_from_scratch.errors import UserError
+
+ENCLOSED = re.compile('"(?:[^"]|"")*"')
+
+
+def open_delimited(path: Path, delimiters: str) -> Table:
+    """A line for each row, the first one the header.
+
+    Cells stand between the first of the delimiters that the header holds. A quotation mark encloses a cell;
+    in a file of tabs only where `_encloses` finds so: GLUE writes bare ones. A line ends at \\n, \\r\\n or \\r
+    and nowhere else.
+    """
+    lines = lines_of(path)
+    blank = []
+    while not (first := next(lines, "")).strip() and first:
+        blank.append(first)
+    delimiter = _delimiter(first, delimiters)
+    options: dict[str, object] = {"delimiter": delimiter, "strict": True}
+    if delimiter == "\t" and not _encloses(path, first):
+        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    csv.field_size_limit(2**31 - 1)  # the module's own default cuts a cell at 131,072 characters
+    reader = csv.reader(chain(blank, [first], lines), **options)
+    rows = _records(path, reader)
+    _, header = next(rows, (0, []))
+    return Table(str(path), "line", header, lambda names: _cells(path, header, rows, names))
+
+
+def _delimiter(header: str, candidates: str) -> str:
+    for candidate in candidates:
+        try:
+            if len(next(csv.reader([header], delimiter=candidate), [])) > 1:
+                return candidate
+        except csv.Error:
+            continue
+    return candidates[0]
+
+
+def _encloses(path: Path, header: str) -> bool:
+    """Whether the quotation marks of a file of tabs enclose cells, as pandas writes them.
+
+    They do where each cell with one is enclosed by two, and those inside it are doubled; or where only so
+    the rows have as many cells as the header.
+    """
+    width, marks = len(header.split("\t")), False
+    for line in lines_of(path):
+        if '"' in line:
+            cells, marks = line.rstrip("\r\n").split("\t"), True
+            if len(cells) != width:
+                return _fits_enclosed(path, width)
+            if any('"' in cell and not ENCLOSED.fullmatch(cell) for cell in cells):
+                return False
+    return marks
+
+
+def _fits_enclosed(path: Path, width: int) -> bool:
+    try:
+        rows = csv.reader(lines_of(path), delimiter="\t", strict=True)
+        return all(len(row) in (0, width) for row in rows)
+    except csv.Error:
+        return False
+
+
+def _records(path: Path, reader: "csv._reader") -> Numbered:
+    """The lines of a reader that are not empty, each with the number of the line where it starts."""
+    start = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield start, cells
+            start = reader.line_num + 1
+    except csv.Error as error:
+        why = "a quotation mark opens a cell here, and nothing closes it"
+        if "end of data" not in str(error):
+            why = f'{error}; inside an enclosed cell write a quotation mark twice ("")'
+        raise UserError(f"{path}, line {start}: {why}") from error
+
+
+def _cells(path: Path, header: list[str], rows: Numbered, names: Sequence[str]) -> Numbered:
+    places, width = [header.index(name) for name in names], len(header)
+    choose = itemgetter(*places) if len(places) > 1 else lambda cells: [cells[i] for i in places]
+    if names == header:  # whose names may not all differ
+        choose = list
+    for number, cells in rows:
+        if len(cells) != width:
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} columns, where the header has {width}; enclose a text "
+                "that holds the delimiter in quotation marks"
+            )
+        if cells == header:
+            raise UserError(
+                f"{path}, line {number}: the header again (files put together?); delete this line"
+            )
+        yield number, choose(cells)
