@@ -12,6 +12,7 @@ from lora_from_scratch.errors import quoted
 from lora_from_scratch.methods import DEFAULT, METHODS
 from lora_from_scratch.runs.config import PRECISIONS, RECIPES, RunConfig
 
+RUN = "run.py"  # without a command it trains
 COMMANDS = {
     "predict": "Label texts: label, probability and text, tab-separated, one line for each.",
     "merge": "Write a plain transformers checkpoint that needs neither this project nor PEFT.",
@@ -28,6 +29,8 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {one_line(message + help_)}\n")
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
+        if self.prog == RUN and arguments and not arguments[0].startswith("-"):
+            self.error(f"{quoted(arguments[0])} is no command{_meant_alone(arguments[0])}")
         words = takewhile("--".__ne__, arguments)  # behind it are texts
         misspelt = [word for word in map(_flag_of, words) if word and word not in _flags(self)]
         if misspelt and (meant := self._meant(misspelt[0])):  # also where a flag is missing on its account
@@ -40,10 +43,10 @@ class OneLineParser(argparse.ArgumentParser):
     def _meant(self, word: str) -> str:
         if not word.startswith("-"):
             return _meant_alone(word)
-        if near := nearest(word, _flags(self)):
-            return near
         owners = [name for name in COMMANDS if word in _flags(command_parser(name))]
-        return f"; did you mean run.py {' or '.join(owners)}, before the flags?" if owners else ""
+        if owners and self.prog == RUN:
+            return f"; did you mean run.py {' or '.join(owners)}, before the flags?"
+        return nearest(word, _flags(self))
 
 
 def _flag_of(word: str) -> str | None:
@@ -78,7 +81,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
 def run_parser() -> argparse.ArgumentParser:
     """The flags of a run. Flags that were not given are not in what it parses."""
     parser = OneLineParser(
-        prog="run.py",
+        prog=RUN,
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
         epilog="Afterwards: run.py predict, merge, evaluate or verify (each with --help).",
         argument_default=argparse.SUPPRESS,
@@ -102,7 +105,7 @@ def run_parser() -> argparse.ArgumentParser:
 
 def command_parser(command: str) -> argparse.ArgumentParser:
     """The flags of what can be done with what a run left."""
-    parser = OneLineParser(prog=f"run.py {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = OneLineParser(prog=f"{RUN} {command}", description=COMMANDS[command], allow_abbrev=False)
     add = parser.add_argument
     add("--adapter", type=Path, required=True, metavar="RUN", help="the folder of a run, or of PEFT's files")
     add("--model", metavar="BASE", help="its base (default: the one that the files name)")
@@ -112,7 +115,9 @@ def command_parser(command: str) -> argparse.ArgumentParser:
         add("--json", action="store_true", dest="as_json", help="one JSON object a line")
         add("--dataset", type=Path, metavar="FILE", help="a table of texts, to be labelled into --output")
         add("--text-column", metavar="NAME", help="where its texts are (default: sentence, else text)")
-        add("--output", type=Path, metavar="FILE", help="new: the table with its labels, .csv, .tsv or .jsonl")
+        add(
+            "--output", type=Path, metavar="FILE", help="new: the table with its labels, .csv, .tsv or .jsonl"
+        )
         add("--drop-blank", action="store_true", help="give blank texts no label, instead of refusing them")
     if command == "merge":
         add("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
@@ -123,7 +128,12 @@ def command_parser(command: str) -> argparse.ArgumentParser:
         add("--precision", **_choice(PRECISIONS), default="fp32", help="(default: fp32)")
         add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
     if command in ("predict", "evaluate"):
-        add("--label-names", nargs="+", metavar="NAME", help="by id, where the files carry none (LABEL_0, ...)")
+        add(
+            "--label-names",
+            nargs="+",
+            metavar="NAME",
+            help="by id, where the files carry none (LABEL_0, ...)",
+        )
         add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser

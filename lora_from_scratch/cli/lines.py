@@ -21,7 +21,7 @@ def one_line(error: object) -> str:
 
 
 def nearest(word: str, names: Iterable[str], lead: str = "") -> str:
-    """"; did you mean NAME?", or nothing where no name is like it. Names in capitals are like small ones."""
+    """ "; did you mean NAME?", or nothing where no name is like it. Names in capitals are like small ones."""
     small = {name.lower(): name for name in names}
     found = get_close_matches(word.lower(), small, n=1, cutoff=0.6)
     return f"; did you mean {lead}{small[found[0]]}?" if found else ""

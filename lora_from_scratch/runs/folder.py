@@ -9,12 +9,12 @@ from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.adapted import Adapted
 from lora_from_scratch.formats.files import appearing, write_whole
 from lora_from_scratch.formats.table import FORMATS, format_named
-from lora_from_scratch.runs.place import check_place
+from lora_from_scratch.runs.place import RESULTS, check_place
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.runs.record import as_json, run_record
 from lora_from_scratch.train.log import Training
 
-RESULTS, METRICS, PICTURE, CARD = "results.json", "metrics.jsonl", "training.png", "README.md"
+METRICS, PICTURE, CARD = "metrics.jsonl", "training.png", "README.md"
 OURS = {RESULTS, METRICS, PICTURE, CARD, *(n for format in FORMATS for n in format_named(format).FILES)}
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.files import appearing
 
+RESULTS = "results.json"  # in the folder of a run
+
 
 class _Tried(Exception):
     """Ends a trial: `appearing` then leaves everything as it was."""
@@ -19,7 +21,7 @@ def check_place(folder: Path, flag: str = "--output-dir") -> None:
         if not existing.is_dir():
             raise NotADirectoryError(0, f"{existing} is not a folder")
         with appearing(folder) as aside:
-            (aside / "results.json").touch()
+            (aside / RESULTS).touch()
             raise _Tried
     except _Tried:
         pass
