@@ -1,4 +1,4 @@
-"""Mistakes that are told before torch and transformers are imported, which takes seconds, and before training.
+"""Mistakes that are told at once: before torch and transformers are imported, which takes seconds.
 
 A check returns the flags as the command takes them.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_from_scratch.data.dataset import local_files
 from lora_from_scratch.data.files import open_table
 from lora_from_scratch.data.rows import Selection
-from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.runs import texts as sources
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.place import RESULTS, check_new_file, check_place
@@ -24,10 +24,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            shown = quoted(os.fsencode(argument).decode(errors="backslashreplace"))
-            raise UserError(
-                f"the argument {shown} is not UTF-8; type it, or rename the file, in UTF-8"
-            ) from None
+            shown = os.fsencode(argument).decode(errors="backslashreplace")[:60]
+            raise UserError(f"the argument {shown} is not UTF-8; type it or rename it in UTF-8") from None
 
 
 def check_run(config: RunConfig, dry_run: bool) -> None:

@@ -106,6 +106,7 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
     kept = f"; what was trained is in {folder}"
     try:
         evaluation = execute.evaluate_prepared(prepared)
+        execute.warn_of_rate(prepared, training, evaluation)
         results = runs.write_record(record.run_record(prepared, training, evaluation, folder), folder)
         if training and not prepared.config.random_init:
             _add(runs.CARD, lambda: card.model_card(results).encode(), folder)

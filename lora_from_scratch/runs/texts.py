@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 ADDED = ("predicted_label", "probability")
 ENDINGS = (".csv", ".tsv", ".jsonl")  # of a table that is written
 WAITING = "waiting for texts, one a line; end with Ctrl-D (on Windows Ctrl-Z and Enter)"
-NO_LABEL = "give them no label with --drop-blank"
 
 
 def given(texts: Sequence[str], drop_blank: bool) -> Iterator[str]:
     """The texts themselves. UserError names the first that is blank."""
     blank = [number for number, text in enumerate(texts, start=1) if not text.strip()]
     if blank and not drop_blank:
-        raise UserError(f"text {blank[0]} of {len(texts)} is blank; leave it out, or {NO_LABEL}")
+        raise UserError(
+            f"text {blank[0]} of {len(texts)} is blank; leave it out, or give it no label with --drop-blank"
+        )
     return iter(texts)
 
 
@@ -151,7 +152,9 @@ def _stream(source: io.BufferedIOBase, name: str, drop_blank: bool) -> Iterator[
             if not line.isascii() and SURROGATE.search(line):
                 raise UserError(f"{name}, line {number}: not UTF-8; convert it to UTF-8 first")
             if not line.strip() and not drop_blank:
-                raise UserError(f"{name}, line {number}: the text is blank; leave it out, or {NO_LABEL}")
+                raise UserError(
+                    f"{name}, line {number}: the text is blank; give it no label with --drop-blank"
+                )
             yield line.rstrip("\n")
     finally:
         text.detach()  # stdin is not ours to close
@@ -162,5 +165,5 @@ def _tell_blank(source: str, unit: str, blank: Sequence[int], count: int, drop_b
         told = f"{len(blank):,} of {count:,} texts {'is' if len(blank) == 1 else 'are'} blank"
         told += f" ({unit} {blank[0]}{' first' if len(blank) > 1 else ''})"
         if not drop_blank:
-            raise UserError(f"{source}: {told}; {NO_LABEL}")
+            raise UserError(f"{source}: {told}; give them no label with --drop-blank")
         warnings.warn(f"{source}: {told}, and get no label, as --drop-blank asks", stacklevel=3)

@@ -1,5 +1,7 @@
 """In what precision a model computes: fp32, bf16, or fp16 with its GradScaler."""
 
+import warnings
+
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -7,6 +9,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """ "auto" is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU."""
+    if name == "fp16" and device.type == "cpu":
+        better = resolve_precision("auto", device)
+        warnings.warn(
+            f"--precision fp16 is slow on a CPU, which computes it in fp32; use {better}", stacklevel=2
+        )
     if name != "auto":
         return name
     if device.type == "cuda":
