@@ -151,4 +151,4 @@ def _from_hub(name: str, selection: Selection) -> tuple[Rows, Rows, str]:
 
 def _refuse_path(name: str) -> None:
     if is_table(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise NotFound(f"dataset {name!r}: no such file or folder")
+        raise NotFound(f"dataset {name!r}: no such file or folder; check the path")

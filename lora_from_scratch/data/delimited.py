@@ -18,8 +18,8 @@ def open_delimited(path: Path, delimiters: str) -> Table:
     """A line for each row, the first one the header.
 
     Cells stand between the first of the delimiters that the header holds. A quotation mark encloses a cell;
-    in a file of tabs only where `_encloses` finds so: GLUE writes bare ones. A line ends at \\n, \\r\\n or \\r
-    and nowhere else.
+    in a file of tabs only where `_encloses` finds so: GLUE writes bare ones. Lines end as `lines_of`
+    says.
     """
     lines = lines_of(path)
     blank = []
@@ -52,15 +52,15 @@ def _encloses(path: Path, header: str) -> bool:
     They do where each cell with one is enclosed by two, and those inside it are doubled; or where only so
     the rows have as many cells as the header.
     """
-    width, marks = len(header.split("\t")), False
+    tabs, marks, bare = header.count("\t"), False, False
     for line in lines_of(path):
+        if line.count("\t") != tabs and line.strip("\r\n"):
+            return _fits_enclosed(path, tabs + 1)
         if '"' in line:
-            cells, marks = line.rstrip("\r\n").split("\t"), True
-            if len(cells) != width:
-                return _fits_enclosed(path, width)
-            if any('"' in cell and not ENCLOSED.fullmatch(cell) for cell in cells):
-                return False
-    return marks
+            marks = True
+            cells = line.rstrip("\r\n").split("\t")
+            bare = bare or any('"' in cell and not ENCLOSED.fullmatch(cell) for cell in cells)
+    return marks and not bare
 
 
 def _fits_enclosed(path: Path, width: int) -> bool:
@@ -80,7 +80,7 @@ def _records(path: Path, reader: "csv._reader") -> Numbered:
                 yield start, cells
             start = reader.line_num + 1
     except csv.Error as error:
-        why = "a quotation mark opens a cell here, and nothing closes it"
+        why = "a quotation mark opens a cell here, and nothing closes it; close it"
         if "end of data" not in str(error):
             why = f'{error}; inside an enclosed cell write a quotation mark twice ("")'
         raise UserError(f"{path}, line {start}: {why}") from error

@@ -11,7 +11,7 @@ from lora_from_scratch.data.delimited import open_delimited
 from lora_from_scratch.data.json_rows import open_json
 from lora_from_scratch.data.lines import DAMAGE, refuse_by_content, unreadable
 from lora_from_scratch.data.parquet import open_parquet
-from lora_from_scratch.data.rows import Rows, Selection, Table, collect
+from lora_from_scratch.data.rows import Rows, Selection, Table, collect, nothing_in
 from lora_from_scratch.errors import UserError
 
 FORMATS: dict[str, Callable[[Path], Table]] = {
@@ -42,12 +42,17 @@ def open_table(path: Path) -> Table:
     """
     if suffix(path) not in FORMATS:
         refuse_by_content(path)
-        raise UserError(f"{path}: a dataset file ends in one of {', '.join(FORMATS)}, each also .gz")
+        raise UserError(
+            f"{path}: a dataset file ends in one of {', '.join(FORMATS)}, each also .gz; rename or export it"
+        )
     try:
         refuse_by_content(path)
-        return FORMATS[suffix(path)](path)
+        table = FORMATS[suffix(path)](path)
     except DAMAGE as error:
         raise unreadable(path, error) from error
+    if not table.columns:
+        raise nothing_in(table.source)
+    return table
 
 
 def read_rows(path: Path, selection: Selection) -> Rows:

@@ -35,10 +35,10 @@ def label_names(rows: Rows) -> list[str]:
     if len(names) < 2:
         raise UserError(f"{rows.source}: every label is {quoted(names[0])}; add rows of a second class")
     fractions = not texts and not all(number == int(number) for number in distinct)
-    if len(names) > max(2, len(rows) / 2) or (fractions and len(names) > MANY):
+    if len(names) > max(2 if fractions else 5, len(rows) / 2) or (fractions and len(names) > MANY):
         raise UserError(
             f"{rows.source}: {len(names):,} labels in {len(rows):,} rows, such as {quoted(names[0])}: "
-            "scores or ids, not classes; name the column of classes (--label-column), or make some of the scores"
+            "scores or ids, not classes; name the column of classes (--label-column), or make classes of them"
         )
     _tell_look_alikes(names, rows.source)
     return names

@@ -135,8 +135,12 @@ def collect(
         numbers.append(number)
     _tell(source, unit, len(texts), blank, repaired, drop_blank)
     if not texts:
-        raise UserError(f"{source} holds no examples: give a file with a row for each text")
+        raise nothing_in(source)
     return Rows(texts, labels, numbers, source, unit, label_names)
+
+
+def nothing_in(source: str) -> UserError:
+    return UserError(f"{source} holds no examples: give a file with a row for each text")
 
 
 def _value(value: object, what: str, place: str) -> str | int | float:
