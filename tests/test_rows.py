@@ -13,8 +13,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from lora_from_scratch.data import files
 from lora_from_scratch.data.files import open_table, read_rows
 from lora_from_scratch.data.rows import Selection
+from lora_from_scratch.errors import UserError
 
 TEXTS = ["plain", 'with "quotes"', "commas, and ; and |", "café 🎬", "a\ttab", "two\nlines", '"all of it"']
 ROWS = [(text, i % 2) for i, text in enumerate(TEXTS)]
@@ -181,3 +183,35 @@ def test_a_table_gives_all_columns(tmp_path):
     assert (table.columns, list(table.rows)) == (["id", "text", "id"], [(2, ["1", "a", "2"])])
     table = open_table(tmp_path / "d.jsonl")
     assert (table.columns, list(table.rows)) == (["a", "b"], [(1, [1, None]), (2, [None, [2]])])
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.csv.gz"])
+def test_a_large_file_reads_as_a_small_one(tmp_path, monkeypatch, name):
+    draw = random.Random(0)
+    read = at_once = 0
+    for _ in range(1500):
+        alphabet = draw.choice(["abc ,", 'ab"', 'a"\t ,', 'a"\n,;', "a\r ", "é\x85,", "a\0"])
+        header = draw.choice([["text", "label"], ["label", "id", "text"], ["text", "label", "text2"]])
+        rows = [["".join(draw.choices(alphabet, k=draw.randint(0, 5))) for _ in header] for _ in range(3)]
+        rows = draw.choice([rows, [["x" + cell for cell in row] for row in rows]])
+        if draw.random() < 0.5:  # as a writer would write it
+            frame = pandas.DataFrame(rows, columns=header)
+            content = frame.to_csv(index=False, sep="\t" if "tsv" in name else ",")
+        else:
+            delimiter = draw.choice(",\t;")
+            content = "\n".join(delimiter.join(row) for row in [header, *rows])
+        content = draw.choice(["", "\ufeff"]) + content
+        data = content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        outcomes = []
+        for large in (1 << 40, 0):
+            monkeypatch.setattr(files, "LARGE", large)
+            try:
+                rows_read = read_rows(tmp_path / name, Selection())
+                outcomes.append((rows_read.texts, rows_read.labels, list(rows_read.numbers)))
+            except UserError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1], content
+        read += isinstance(outcomes[1], tuple)
+        at_once += isinstance(outcomes[1], tuple) and isinstance(rows_read.numbers, range)
+    assert read > 300 and at_once > 100, (read, at_once)

@@ -3,10 +3,12 @@
 import csv
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
+from lora_from_scratch.data.at_once import read_at_once
 from lora_from_scratch.data.lines import lines_of
 from lora_from_scratch.data.rows import Numbered, Table
 from lora_from_scratch.errors import UserError
@@ -26,14 +28,19 @@ def open_delimited(path: Path, delimiters: str) -> Table:
     while not (first := next(lines, "")).strip() and first:
         blank.append(first)
     delimiter = _delimiter(first, delimiters)
-    options: dict[str, object] = {"delimiter": delimiter, "strict": True}
-    if delimiter == "\t" and not _encloses(path, first):
-        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    encloses = delimiter != "\t" or _encloses(path, first)
+    quoting = {"strict": True} if encloses else {"quoting": csv.QUOTE_NONE}
     csv.field_size_limit(2**31 - 1)  # the module's own default cuts a cell at 131,072 characters
-    reader = csv.reader(chain(blank, [first], lines), **options)
+    reader = csv.reader(chain(blank, [first], lines), delimiter=delimiter, **quoting)
     rows = _records(path, reader)
     _, header = next(rows, (0, []))
-    return Table(str(path), "line", header, lambda names: _cells(path, header, rows, names))
+    return Table(
+        str(path),
+        "line",
+        header,
+        lambda names: _cells(path, header, rows, names),
+        at_once=partial(read_at_once, path, delimiter, encloses, header),
+    )
 
 
 def _delimiter(header: str, candidates: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from lora_from_scratch.data.at_once import LARGE
 from lora_from_scratch.data.delimited import open_delimited
 from lora_from_scratch.data.json_rows import open_json
 from lora_from_scratch.data.lines import DAMAGE, refuse_by_content, unreadable
@@ -59,5 +60,7 @@ def read_rows(path: Path, selection: Selection) -> Rows:
     """Every labelled text of a file. Raises UserError as `open_table`, `found_in` and `collect` do."""
     table = open_table(path)
     text, label = selection.found_in(table.columns, table.source)
+    if path.stat().st_size >= LARGE and (rows := table.at_once(text, label)):
+        return rows
     triples = ((number, *cells) for number, cells in table.pick([text, label]))
     return collect(triples, table.source, table.unit, selection.drop_blank, table.label_names.get(label))

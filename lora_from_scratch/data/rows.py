@@ -72,6 +72,7 @@ class Table:
     columns: list[str]
     pick: Callable[[Sequence[str]], Numbered]  # the cells of these columns, row by row
     label_names: Mapping[str, list[str]] = field(default_factory=dict)  # of ids, by column
+    at_once: Callable[[str, str], "Rows | None"] = lambda text, label: None  # a quick way for large files
 
     @property
     def rows(self) -> Numbered:
