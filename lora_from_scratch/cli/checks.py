@@ -4,6 +4,7 @@ A check returns the flags as the command takes them.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def _check_predict(
     **others: object,
 ) -> Flags:
     if (len(texts) > 0) + (file is not None) + (dataset is not None) > 1:
-        raise UserError("give texts or --file or --dataset, one of them")
+        raise UserError("texts, --file and --dataset do not go together; give one of them")
     if dataset is None:
         if output or text_column:
             flag = "--output" if output else "--text-column"
@@ -89,6 +90,10 @@ def _check_evaluate(adapter: Path, label_names: list[str] | None, **flags: objec
 
 
 def _check_dataset(name: str, selection: Selection, whole: bool = False) -> None:
+    for flag in ("train_split", "validation_split"):
+        if getattr(selection, flag) and Path(name).is_file():
+            told = f"--{flag.replace('_', '-')} is of no use with one file, and left out"
+            warnings.warn(f"{told}; it names a split of a folder or of the hub", stacklevel=2)
     for path in local_files(name, selection, whole):
         table = open_table(path)
         selection.found_in(table.columns, table.source)

@@ -17,6 +17,7 @@ from lora_from_scratch.cli.lines import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled
+from lora_from_scratch.data.labels import plain
 from lora_from_scratch.data.rows import Rows
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats import checkpoint, peft
@@ -168,7 +169,7 @@ def _named(adapted: Adapted, names: list[str] | None) -> Adapted:
     there, number = adapted.label_names, len(adapted.label_names)
     if names is None or names == there:
         return adapted
-    if there != [f"LABEL_{i}" for i in range(number)]:
+    if not plain(there):
         raise UserError(f"--label-names: the files carry names already, {quoted(*there)}; leave the flag out")
     if len(names) != number or len({name.strip() for name in names} - {""}) != number:
         raise UserError(

@@ -80,7 +80,10 @@ def _config(flags: dict[str, object]) -> RunConfig:
     asked = {**RECIPES.get(flags.pop("recipe", None), {}), **flags}
     for name in flags.keys() - own:
         flag = "--" + name.replace("_", "-")
-        print(f"warning: {flag} is no flag of --method {method.name}, and left out", file=sys.stderr)
+        print(
+            f"warning: {flag} is no flag of --method {method.name}, and left out; see run.py --help",
+            file=sys.stderr,
+        )
     asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
     return RunConfig(**{name: asked[name] for name in asked.keys() & own})
 

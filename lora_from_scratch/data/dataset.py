@@ -107,8 +107,8 @@ def local_files(name: str, selection: Selection, whole: bool = False) -> list[Pa
     """
     path = _path(name)
     if path.is_dir():
-        validation = _validation_file(path, selection)
-        return [validation] if whole else [_file(path, "train", selection.train_split), validation]
+        train = [] if whole else [_file(path, "train", selection.train_split)]
+        return [*train, _validation_file(path, selection)]
     if not path.is_file():
         _refuse_path(name)
     return [path] if path.is_file() else []

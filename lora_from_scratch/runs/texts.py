@@ -51,6 +51,8 @@ def lines(file: Path | None, drop_blank: bool) -> Iterator[str]:
             f"{quoted(file, length=60)} is a table, --file takes lines of text; label it with "
             "--dataset FILE --text-column NAME --output labelled.csv"
         )
+    if not file.exists() or file.is_dir():
+        raise UserError(f"--file {file}: no such file; name one with a text on each line")
     if not file.is_file():  # a pipe can be read only once
         return _stream(file.open("rb"), str(file), drop_blank)
     refuse_by_content(file)
@@ -66,11 +68,9 @@ def lines(file: Path | None, drop_blank: bool) -> Iterator[str]:
 def read_table(path: Path, text_column: str | None, drop_blank: bool, output: Path) -> Rows:
     """The texts of a table that are not blank. UserError if the output cannot hold it with its labels."""
     if output.suffix.lower() not in ENDINGS:
-        raise UserError(f"--output {quoted(output, length=60)} must end in one of {', '.join(ENDINGS)}")
+        raise UserError(f"--output {quoted(output, length=60)} must end in .csv, .tsv or .jsonl")
     if not path.is_file():
-        raise UserError(
-            f"--dataset {quoted(path, length=60)} is no file; predict labels one table, such as a .csv"
-        )
+        raise UserError(f"--dataset {path} is no file; give predict one table, such as reviews.csv")
     table = open_table(path)
     for name in ADDED:
         if name in table.columns:
@@ -166,4 +166,7 @@ def _tell_blank(source: str, unit: str, blank: Sequence[int], count: int, drop_b
         told += f" ({unit} {blank[0]}{' first' if len(blank) > 1 else ''})"
         if not drop_blank:
             raise UserError(f"{source}: {told}; give them no label with --drop-blank")
-        warnings.warn(f"{source}: {told}, and get no label, as --drop-blank asks", stacklevel=3)
+        warnings.warn(
+            f"{source}: {told}, and {'gets' if len(blank) == 1 else 'get'} no label, as --drop-blank asks",
+            stacklevel=3,
+        )

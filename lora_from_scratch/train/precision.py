@@ -10,9 +10,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_precision(name: str, device: torch.device) -> str:
     """ "auto" is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU."""
     if name == "fp16" and device.type == "cpu":
-        better = resolve_precision("auto", device)
         warnings.warn(
-            f"--precision fp16 is slow on a CPU, which computes it in fp32; use {better}", stacklevel=2
+            "--precision fp16 is slow on a CPU; leave it out for a faster one, or take fp32", stacklevel=2
         )
     if name != "auto":
         return name
