@@ -9,6 +9,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -132,10 +133,7 @@ def test_labels_of_two_sources_are_matched_by_name_or_number(tmp_path):
     assert load_labelled(str(path), ["negative", "positive"])[0].labels == [1, 0]
     with pytest.raises(ValueError, match="label 'positive' is none of 'bad', 'good'"):
         load_labelled(str(path), ["bad", "good"])
-    with pytest.raises(
-        ValueError,
-        match="label 'negative' is none of '0', '1'; .* --label-names|label 'positive' is none of '0', '1'; .* --label-names",
-    ):
+    with pytest.raises(ValueError, match=r"label 'positive' is none of '0', '1'; .* --label-names"):
         load_labelled("bundled", ["0", "1"])
 
 
@@ -206,9 +204,10 @@ def test_blank_lines_keep_their_place_where_they_may_be_there(runs, capsys, monk
 
 
 def test_at_a_terminal_it_says_what_it_waits_for(runs, capsys, monkeypatch):
-    said = []
+    said = []  # before torch is imported
     monkeypatch.setattr(cli, "go_offline_if_unreachable", lambda: said.append(capsys.readouterr().err))
     for terminal in (True, False):
+        capsys.readouterr()
         typed(monkeypatch, b"fine\n", terminal)
         assert cli.main(["predict", "--adapter", str(runs / "lora")]) == 0
     assert said == ["waiting for texts, one a line; end with Ctrl-D (on Windows Ctrl-Z and Enter)\n", ""]
@@ -381,8 +380,10 @@ def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch)
     flags = ["--method", "head", "--limit-train", "20", "--max-steps", "1", "--output-dir", "run"]
     assert cli.main(["--model", "bundled", "--dataset", "d.csv", "--device", "cpu", *flags]) == 0
     evaluation = ["evaluate", "--adapter", "run", "--dataset", "d.csv"]
-    with pytest.warns(UserWarning, match="^20 of 60 sentences were trained on"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         assert cli.main(evaluation) == 0
+    assert "warning: 20 of 60 sentences were trained on" in capsys.readouterr().err
     Path("d.csv").write_text("text,label\n" + "".join(rows[1:]))
     assert cli.main(evaluation) == 0  # nothing is known about this one
 

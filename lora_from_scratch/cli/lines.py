@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST = 200  # characters of a line, where it quotes something long
-QUOTED = re.compile(r"(?<!\w)(['\"])(.{41,}?)\1(?!\w)")
+QUOTED = re.compile(r"(?<!\w)(['\"])(.*?)\1(?!\w)")
 WORD = re.compile(r"\S{256,}")  # longer than a file's name can be
 
 
@@ -15,9 +15,14 @@ def one_line(error: object) -> str:
     """What an error says, in one line; long values that it quotes are cut, nothing else is."""
     text = " ".join(str(error).split())
     if len(text) > LONGEST:
-        text = QUOTED.sub(lambda found: f"{found[1]}{found[2][:30]}...{found[1]}", text)
+        text = QUOTED.sub(_cut, text)
         text = WORD.sub(lambda found: f"{found[0][:30]}...{found[0][-10:]}", text)
     return text
+
+
+def _cut(found: re.Match[str]) -> str:
+    mark, value = found.groups()
+    return found[0] if len(value) <= 40 else f"{mark}{value[:30]}...{mark}"
 
 
 def nearest(word: str, names: Iterable[str], lead: str = "") -> str:
