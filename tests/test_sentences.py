@@ -829,6 +829,11 @@ FRONT_DOOR = [
         r"error: the argument \xff\xfe is not UTF-8; type it or rename it in UTF-8",
     ),
     Case(
+        "a dataset with a name too long",
+        "--dataset " + "x" * 300 + ".csv",
+        f"error: dataset '{'x' * 27}...': File name too long; check the path",
+    ),
+    Case(
         "a folder below a file",
         RUN + "--output-dir f/o/p",
         "error: --output-dir 'f/o/p' cannot be written: 'f' is not a folder; name another",

@@ -11,7 +11,7 @@ from pathlib import Path
 from lora_from_scratch.data.dataset import local_files
 from lora_from_scratch.data.files import open_table
 from lora_from_scratch.data.rows import Selection
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.runs import texts as sources
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.place import RESULTS, check_new_file, check_place
@@ -25,8 +25,12 @@ def check_arguments(arguments: Sequence[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            shown = os.fsencode(argument).decode(errors="backslashreplace")[:60]
-            raise UserError(f"the argument {shown} is not UTF-8; type it or rename it in UTF-8") from None
+            given = os.fsencode(argument)
+            shown = given.decode(errors="backslashreplace")[:60]
+            advice = "is not UTF-8; type it or rename it in UTF-8"
+            if "\\x" not in shown:
+                advice = "is UTF-8, which this locale does not take; set PYTHONUTF8=1"
+            raise UserError(f"the argument {shown} {advice}") from None
 
 
 def check_run(config: RunConfig, dry_run: bool) -> None:
@@ -94,7 +98,11 @@ def _check_dataset(name: str, selection: Selection, whole: bool = False) -> None
         if getattr(selection, flag) and Path(name).is_file():
             told = f"--{flag.replace('_', '-')} is of no use with one file, and left out"
             warnings.warn(f"{told}; it names a split of a folder or of the hub", stacklevel=2)
-    for path in local_files(name, selection, whole):
+    try:
+        files = local_files(name, selection, whole)
+    except OSError as error:  # a name too long, a folder that is not to be read
+        raise UserError(f"dataset {quoted(name)}: {error.strerror}; check the path") from error
+    for path in files:
         table = open_table(path)
         selection.found_in(table.columns, table.source)
 
