@@ -824,6 +824,12 @@ FRONT_DOOR = [
         head(),
     ),
     Case(
+        "an argument that the locale does not take",
+        "predict --adapter a 'caf\udcc3\udca9'",
+        "error: the argument caf\u00e9 is UTF-8, which this locale does not take; set PYTHONUTF8=1",
+        head(),
+    ),
+    Case(
         "a folder that is not UTF-8",
         "--output-dir \udcff\udcfe",
         r"error: the argument \xff\xfe is not UTF-8; type it or rename it in UTF-8",
