@@ -322,12 +322,13 @@ def test_a_labelled_table_appears_whole_or_not_at_all(runs, capsys, tmp_path, mo
     assert list(tmp_path.iterdir()) == [table]
 
 
-def test_predict_from_python_refuses_and_warns_too(runs):
+def test_predict_from_python_refuses_and_warns_too(runs, monkeypatch):
+    monkeypatch.setattr(labelling, "PORTION", 2)
     adapted = load_adapted(runs / "lora")
     with pytest.raises(UserError, match="text 2 of 3 is blank"):
         predict(adapted, ["fine", "\u3000", ""])
     with pytest.warns(UserWarning, match="2 of 3 texts were cut at 128 tokens"):
-        predict(adapted, ["long " * 200, "fine", "long " * 129])
+        predict(adapted, ["long " * 200, "fine", "long " * 129])  # in two portions
     assert predict(adapted, []) == []
     adapted.model.score.weight.data[1] = float("inf")
     with pytest.raises(UserError, match="no label for 'fine': the logits are not finite"):
