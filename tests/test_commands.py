@@ -388,7 +388,7 @@ def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch)
 
 def test_predict_stops_quietly_when_nobody_reads_on(runs):
     command = f"{sys.executable} run.py predict --adapter {runs / 'lora'} | head -1"
-    texts = "a fine film\n" * 9000
+    texts = "a fine film\n" * 4200
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         input=texts,
