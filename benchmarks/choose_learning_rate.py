@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import random
 from dataclasses import replace
-from statistics import mean, stdev
 
+from compare_methods import spread
 from outcome import add_out, finish
 
 from lora_from_scratch.data.batches import tokenize
@@ -30,7 +30,7 @@ GRID = {
     "lora": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     "prelayer": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }
-HELD_OUT = 1000  # sentences; the 95 % interval of one accuracy is then about +-2 points
+HELD_OUT = 1000  # sentences; the 95 % interval of one accuracy is then about 4 points wide
 SHORTEST = 8  # words: dev holds sentences (19.5 words on average), not phrases
 
 
@@ -90,8 +90,7 @@ def main() -> None:
     rows = [("method", "lr", "accuracy (%)")]
     for method, by_lr in results.items():
         for lr, values in by_lr.items():
-            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-            rows.append((method, lr, f"{mean(values):.2f}{spread}"))
+            rows.append((method, lr, spread(values)))
     print(markdown_table(rows))
     counts = {"training_rows": len(rest), "held_out": len(held_out), "seeds": list(flags.seeds)}
     finish(flags.out, counts, model=flags.model, accuracy=results)

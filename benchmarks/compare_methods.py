@@ -1,4 +1,4 @@
-"""Why: the table of all methods on one base and one dataset, with error bars over seeds.
+"""Why: the table of all methods on one base and one dataset, with its spread over seeds.
 
     python benchmarks/compare_methods.py --dataset ../shared/data/sst2 --model bundled --seeds 0 1 2
 
@@ -21,14 +21,14 @@ from outcome import add_out, finish
 
 from lora_from_scratch.cli.flags import run_parser
 from lora_from_scratch.methods import METHODS, method_named
-from lora_from_scratch.report.tables import markdown_table, memory_text
+from lora_from_scratch.report.tables import f1_title, interval_text, markdown_table, memory_text
 from lora_from_scratch.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 Record = dict[str, object]
 ELSEWHERE = {  # once for all runs, in the folder of the run alone, or sentence by sentence
     *("record", "kind", "method", "model", "dataset", "environment", "base"),
-    *("config", "data", "evaluation", "files", "output_dir"),
+    *("config", "data", "evaluation", "files", "output_dir", "baseline"),
 }
 OF_CONFIG = ("lr", "seed", "precision")
 
@@ -58,19 +58,23 @@ def slim(record: Record) -> Record:
     return {**kept, **{key: record["config"][key] for key in OF_CONFIG}}
 
 
+def spread(values: Sequence[float], interval: str = "") -> str:
+    """The mean, and in brackets the standard deviation, or the interval of a single value."""
+    if len(values) > 1:
+        interval = f"SD {stdev(values):.2f}"
+    return f"{mean(values):.2f}" + (f" ({interval})" if interval else "")
+
+
 def table(results: dict[str, list[Record]]) -> str:
-    """Accuracy and F1 as mean ± standard deviation over the seeds, times as medians, the largest memory."""
-
-    def spread(values: list[float]) -> str:
-        return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-    rows = [("method", "accuracy (%)", "F1 (%)", "trainable", "time (s)", "sentences/s", "memory")]
+    """Accuracy and F1 as means over the seeds (`spread`), times as medians, the largest memory."""
+    f1 = f1_title(next(iter(results.values()))[0]["f1_of"])
+    rows = [("method", "accuracy (%)", f1, "trainable", "time (s)", "sentences/s", "memory")]
     for method, runs in results.items():
         first, trained = runs[0], bool(runs[0]["steps"])
         rows.append(
             (
                 method,
-                spread([run["accuracy"] for run in runs]),
+                spread([run["accuracy"] for run in runs], interval_text(first)),
                 spread([run["f1"] for run in runs]),
                 f"{first['trainable_parameters']:,}",
                 f"{median(run['train_seconds'] for run in runs):.0f}" if trained else "-",
@@ -102,7 +106,9 @@ def main() -> None:
     names = {"model": record["model"], "dataset": record["dataset"]}
     print("{model} on {dataset}".format(**names) + f", {record['data']['validation_name']}")
     print(table(results))
-    where = {"environment": record["environment"], "data_fingerprint": record["data"]["fingerprint"]}
+    print("always saying {label}: {accuracy:.2f} %".format(**record["baseline"]))
+    where = {key: record[key] for key in ("environment", "baseline")}
+    where["data_fingerprint"] = record["data"]["fingerprint"]
     finish(flags.out, results, **where, **names)
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import outcome
 from choose_learning_rate import hold_out_sentences, phrases
-from compare_methods import flags_of, slim
+from compare_methods import flags_of, slim, spread, table
 from roofline import operations, products
 from same_accuracy import plain_accuracy
 from scaling import line
@@ -141,10 +141,21 @@ def test_the_table_of_methods_is_written_as_the_pages_read_it(tmp_path, capsys, 
     """One record a run, with what `test_pages.py` reads, and nothing of it as long as the data."""
     record = slim(json.loads(json.dumps(run(QUICK).as_dict())))
     assert record.keys() >= {
-        *("accuracy", "accuracy_margin_95", "f1", "trainable_parameters", "train_seconds", "steps"),
+        *(
+            "accuracy",
+            "accuracy_interval_95",
+            "f1",
+            "f1_of",
+            "trainable_parameters",
+            "train_seconds",
+            "steps",
+        ),
         *("sentences_per_second", "memory", "lr", "seed", "precision"),
     }
     assert record["memory"]["peak_bytes"] > 0 and len(json.dumps(record)) < 2000
+    title, _, row = table({"lora": [record]}).splitlines()
+    assert "| accuracy (%)" in title and "| F1 of class positive (%) |" in title
+    assert "| {accuracy:.2f} ({:.1f} to {:.1f}) |".format(*record["accuracy_interval_95"], **record) in row
     monkeypatch.setattr(sys, "argv", ["benchmarks/compare_methods.py", "--dataset", "my data"])
     outcome.finish(tmp_path / "out.json", {"lora": [record]}, data_fingerprint="0")
     printed = json.loads(capsys.readouterr().out)
@@ -153,6 +164,11 @@ def test_the_table_of_methods_is_written_as_the_pages_read_it(tmp_path, capsys, 
     assert date.fromisoformat(written.pop("date")) <= date.today()
     assert written == printed and printed["results"] == {"lora": [record]}
     assert printed["environment"]["threads"] == 1
+
+
+def test_over_seeds_the_standard_deviation_stands_in_brackets_by_its_name():
+    assert spread([84.0, 85.0, 86.5]) == spread([84.0, 85.0, 86.5], "80.1 to 88.2") == "85.17 (SD 1.26)"
+    assert (spread([84.0]), spread([84.0], "80.1 to 88.2")) == ("84.00", "84.00 (80.1 to 88.2)")
 
 
 def test_a_file_for_results_that_cannot_be_is_refused_at_once(tmp_path, capsys):

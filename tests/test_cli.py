@@ -79,8 +79,8 @@ def test_a_run_leaves_results_metrics_and_a_picture(tmp_path, capsys):
         *("results.json", "metrics.jsonl", "training.png"),
         *("README.md", "adapter_config.json", "adapter_model.safetensors"),
     }
-    assert "| method | accuracy (%) | F1 (%) | trainable" in printed
-    assert f"{results['accuracy']:.2f} ±" in printed
+    assert "| method | accuracy (%), 95 % interval | F1 of class positive (%) | trainable" in printed
+    assert f"{results['accuracy']:.2f} (" in printed
 
 
 def test_flags_reach_the_config():

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import f1_score
 from test_cli import BUNDLED, fails
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -99,7 +101,7 @@ def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path
     text = printed(capsys, "evaluate", "--adapter", runs / method, *flags)
     values = json.loads((tmp_path / "results.json").read_text())
     trained = json.loads((runs / method / "results.json").read_text())
-    for key in ("accuracy", "accuracy_margin_95", "f1", "total_parameters", "head_parameters"):
+    for key in ("accuracy", "accuracy_interval_95", "f1", "total_parameters", "head_parameters"):
         assert values[key] == trained[key]
     assert values["trainable_parameters"] == trained["trainable_parameters"]
     assert values["data"]["validation_sentences"] == 498 and values["kind"] == "evaluation"
@@ -108,16 +110,27 @@ def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path
     digest = None if method in ("full", "prelayer") else trained["base"]["weights_sha256"]
     assert values["base"]["weights_sha256"] == digest  # None where the base's own weights were replaced
     assert values.keys() == trained.keys()
-    assert f"{values['accuracy']:.2f} ±" in text
+    assert f"{values['accuracy']:.2f} (" in text
+    assert values["baseline"] == {"label": "negative", "accuracy": 50}  # of what was measured
 
 
 def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
-    (tmp_path / "mine.csv").write_text("words,mood\ngood,positive\nbad,negative\nfine,1\n")
-    columns = ["--text-column", "words", "--label-column", "mood"]
+    (tmp_path / "mine.csv").write_text("words,mood\nfine,positive\nfine,negative\n" + "fine,1\n" * 3)
+    columns = ["--text-column", "words", "--label-column", "mood", "--positive-class", "negative"]
     flags = ["--dataset", tmp_path / "mine.csv", *columns, "--output-dir", tmp_path / "out"]
-    printed(capsys, "evaluate", "--adapter", runs / "lora", *flags)
-    values = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert values["data"]["validation_sentences"] == 3
+    capsys.readouterr()
+    assert cli.main(list(map(str, ["evaluate", "--adapter", runs / "lora", *flags]))) == 0
+    said, values = capsys.readouterr(), json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "F1 of class negative" in said.out and "classes     negative (1), positive (4)" in said.out
+    assert "beat always saying 'positive' (80.00 %)" in said.err  # what is said of one text is the same
+    assert values["f1_of"] == "negative" and values["data"]["validation_classes"]["positive"] == 4
+    labels, predictions = values["evaluation"]["labels"], values["evaluation"]["predictions"]
+    each = f1_score(labels, predictions, average=None)
+    assert values["f1"] == pytest.approx(100 * each[0]) and each[0] != each[1]
+    wrong = ["--dataset", "bundled", "--positive-class", "glad"]
+    line = fails(capsys, "evaluate", "--adapter", str(runs / "lora"), *wrong)
+    assert "'glad': there is no such label; choose one of 'negative', 'positive'" in line
+    assert values["data"]["validation_sentences"] == 5
     assert values["data"]["validation_name"] == "mine.csv"
 
 
@@ -387,14 +400,16 @@ def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch)
 
 
 def test_predict_stops_quietly_when_nobody_reads_on(runs):
-    command = f"{sys.executable} run.py predict --adapter {runs / 'lora'} | head -1"
+    command = f"{sys.executable} -m lora_from_scratch predict --adapter . | head -1"  # as the card says
+    root = str(Path(__file__).parents[1])
     texts = "a fine film\n" * 4200
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         input=texts,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=runs / "lora",
+        env={**os.environ, "PYTHONPATH": root},
     )
     assert done.stdout.count("\n") == 1
     assert "error" not in done.stderr and "Traceback" not in done.stderr
@@ -571,7 +586,8 @@ def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
     run = tmp_path / "run"
     flags = ["--epochs", "20", "--lr", "3e-3", "--output-dir", str(run)]
     assert cli.main([*BUNDLED, "--dataset", str(tmp_path / "moods.csv"), *flags]) == 0
-    assert json.loads((run / "results.json").read_text())["accuracy"] == 100
+    record = json.loads((run / "results.json").read_text())
+    assert (record["accuracy"], record["f1_of"]) == (100, "mean of all classes")
     out = printed(capsys, "predict", "--adapter", run, *moods.values())
     assert [line.split("\t")[0] for line in out.splitlines()] == list(moods)
     printed(capsys, "verify", "--adapter", run)

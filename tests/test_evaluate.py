@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import tiny_config
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.data.batches import pad_batch
-from lora_from_scratch.train.evaluate import predict_logits, score
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.train.evaluate import (
+    baseline,
+    class_counts,
+    positive_id,
+    predict_logits,
+    score,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 5])
@@ -30,9 +39,27 @@ def test_scores_by_hand():
     ours = score(torch.tensor([1, 1, 0, 0, 1]), torch.tensor([1, 0, 0, 1, 1]), num_labels=2)
     assert ours.accuracy == pytest.approx(60)
     assert ours.f1 == pytest.approx(100 * 4 / 6)
-    assert ours.margin == pytest.approx(100 * 1.96 * (0.6 * 0.4 / 5) ** 0.5)
+    assert ours.interval == wilson(3, 5)
     nothing = score(torch.tensor([0, 0]), torch.tensor([0, 0]), num_labels=2)
-    assert (nothing.accuracy, nothing.f1, nothing.margin) == (100, 0, 0)
+    assert (nothing.accuracy, nothing.f1) == (100, 0)
+
+
+@pytest.mark.parametrize("num_labels", [2, 4])
+def test_f1_is_that_of_the_class_that_is_named(num_labels):
+    draw = torch.Generator().manual_seed(0)
+    labels, predictions = torch.randint(num_labels, (2, 57), generator=draw)
+    each = f1_score(labels, predictions, average=None)
+    ours = [score(predictions, labels, num_labels, positive).f1 for positive in range(num_labels)]
+    assert ours == pytest.approx(list(100 * each), rel=1e-12)
+    assert len({round(f1, 6) for f1 in ours}) == num_labels
+
+
+def test_a_class_is_named_by_its_label_alone():
+    names = ["bad", "good", "so-so"]
+    assert [positive_id(name, names) for name in (None, "bad", "so-so")] == [None, 0, 2]
+    for wrong in ("1", "Good", ""):
+        with pytest.raises(UserError, match="there is no such label; choose one of 'bad', 'good', 'so-so'"):
+            positive_id(wrong, names)
 
 
 def test_an_absent_class_counts_zero_in_the_macro_mean():
@@ -41,12 +68,29 @@ def test_an_absent_class_counts_zero_in_the_macro_mean():
     assert score(predictions, labels, num_labels=3).f1 == pytest.approx(100 * expected)
 
 
-def test_the_margin_is_the_one_the_design_gives():
-    """With n = 872 the 95 % interval at 92 % is about +-1.8 points."""
-    labels = torch.ones(872, dtype=torch.long)
-    predictions = labels.clone()
-    predictions[: round(0.08 * 872)] = 0
-    assert score(predictions, labels, 2).margin == pytest.approx(1.8, abs=0.05)
+@pytest.mark.parametrize(
+    ("right", "total"), [(0, 1), (1, 1), (0, 30), (30, 30), (29, 30), (387, 498), (802, 872), (4, 10**6)]
+)
+def test_the_interval_is_scipys(right, total):
+    low, high = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    assert wilson(right, total) == pytest.approx((100 * low, 100 * high), abs=1e-9)
+    assert 0 <= wilson(right, total)[0] < wilson(right, total)[1] <= 100
+
+
+def test_the_interval_is_as_wide_as_the_design_says():
+    """With n = 872 the 95 % interval at 92 % is about 1.8 points either way."""
+    low, high = wilson(802, 872)
+    assert (high - low) / 2 == pytest.approx(1.8, abs=0.05)
+
+
+def test_the_baseline_is_the_commonest_class_of_train_on_what_is_measured():
+    names = ["a", "b", "c"]
+    train = class_counts(torch.tensor([2, 0, 2, 0, 0]), names)
+    validation = class_counts(torch.tensor([2, 2, 2, 0]), names)
+    assert (train, validation) == ({"a": 3, "b": 0, "c": 2}, {"a": 1, "b": 0, "c": 3})
+    assert baseline(train, validation) == {"label": "a", "accuracy": 25}
+    assert baseline(validation, validation) == {"label": "c", "accuracy": 75}
+    assert baseline({**train, "c": 3}, validation) == {"label": "c", "accuracy": 75}
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])

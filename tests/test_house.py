@@ -24,7 +24,7 @@ FLOORS = [  # each may import from those before it, and within itself
     {"train"},
     {"runs"},
     {"report"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 
 

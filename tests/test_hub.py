@@ -188,6 +188,7 @@ def test_without_hub_or_cache_the_bundle_stands_in_and_says_so(without_hub):
     results = json.loads((home / "first" / "results.json").read_text())
     assert (results["model"], results["dataset"]) == ("mini-gpt2 (bundled)", "mini-reviews (bundled)")
     noise = [line for line in done["stderr"].splitlines() if line.strip() and "it/s" not in line]
+    noise = [line for line in noise if "always saying" not in line]  # of a result after so few steps
     assert not [line for line in noise if "retry" in line.lower() or "warn" in line.lower() or "http" in line]
 
 

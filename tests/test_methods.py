@@ -126,7 +126,7 @@ def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, c
     probability = predict(adapted, ["a fine film"])[0].probability
     assert 0.5 <= probability < 1
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "Bias vectors, tuned (BitFit), for mini-gpt2" in card and "run.py merge --adapter ." in card
+    assert "Bias vectors, tuned (BitFit), for mini-gpt2" in card and "merge --adapter ." in card
     flags = ["--dataset", "bundled", "--device", "cpu", "--output-dir", str(tmp_path / "out")]
     assert cli.main(["evaluate", "--adapter", str(tmp_path / "run"), *flags]) == 0
     again = json.loads((tmp_path / "out" / "results.json").read_text())

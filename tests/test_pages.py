@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from statistics import mean, median, stdev
 
 import pytest
+
+from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
+from lora_from_scratch.report.tables import ACCURACY, f1_title
+from lora_from_scratch.train.evaluate import wilson
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,24 +37,41 @@ def table(*rows: list[str]) -> str:
 
 
 def methods(file: dict) -> str:
-    """One row a method; below it, where it was measured and what ± is."""
+    """One row a method; below it, where it was measured and what stands in brackets."""
     lora, place = file["results"]["lora"], file["environment"]
+
+    several = len(lora) > 1
 
     def percent(runs: list[dict], key: str) -> str:
         values = [run[key] for run in runs]
-        return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+        brackets = f" (SD {stdev(values):.2f})" if several else ""
+        if key == "accuracy" and not several:
+            brackets = " ({:.1f} to {:.1f})".format(*interval(runs[0]))
+        return f"{mean(values):.2f}{brackets}"
 
-    rows = [["method", "accuracy (%)", "F1 (%)", "trainable", "training (s)", "sentences/s", "peak (GB)"]]
+    columns = ["accuracy (%)" if several else ACCURACY, f1_title(lora[0]["f1_of"]), "trainable"]
+    rows = [["method", *columns, "training (s)", "sentences/s", "peak (GB)"]]
     for name, runs in file["results"].items():
         cells = [percent(runs, "accuracy"), percent(runs, "f1"), f"{runs[0]['trainable_parameters']:,}"]
         for key, form in (("train_seconds", ".0f"), ("sentences_per_second", ",.0f")):
             cells.append(format(median(run[key] for run in runs), form) if runs[0]["train_seconds"] else "-")
         rows.append([f"`{name}`", *cells, f"{max(run['memory']['peak_bytes'] for run in runs) / 1e9:.2f}"])
-    seeds = ", ".join(f"seed {run['seed']}" for run in lora) + ("; mean ± SD" if lora[1:] else "")
+    seeds = ", ".join(f"seed {run['seed']}" for run in lora)
     where = f"{place['device']}, {place['threads']} threads, torch {place['torch']}, {seeds}"
-    margin = f"{mean(run['accuracy_margin_95'] for run in lora):.1f} points"
-    about = f"{where};\nhalf the 95 % interval of one `lora` accuracy is {margin}.\n`{file['command']}`"
-    return f"{table(*rows)}\n\n{about}"
+    if several:
+        half = mean((high - low) / 2 for low, high in map(interval, lora))
+        where += "; means over the seeds (SD: standard deviation);\n"
+        where += f"half the 95 % interval of one `lora` accuracy is {half:.1f} points"
+    return f"{table(*rows)}\n\n{where}.\n`{file['command']}`"
+
+
+def interval(run: dict) -> tuple[float, float]:
+    """The accuracy's; records before version 3 hold 1.96 standard errors, from which follows of how many."""
+    if "accuracy_interval_95" in run:
+        return run["accuracy_interval_95"]
+    share, error = run["accuracy"] / 100, run["accuracy_margin_95"] / 100 / 1.96
+    total = round(share * (1 - share) / error**2)
+    return wilson(round(share * total), total)
 
 
 def comparison(file: dict) -> str:
@@ -103,6 +125,29 @@ def test_figures_are_those_of_the_results(page):
     assert text.count("<!-- ") == len(FIGURE.findall(text)) + 2 * len(BLOCK.findall(text))
     assert text.splitlines() == written(text).splitlines()
     assert page.name not in ("README.md", "speed.md") or MEASURED.findall(by_hand(text)) == []
+
+
+def test_no_plus_minus_that_leaves_open_what_it_is():
+    """An interval is written out, and a standard deviation is called SD: on pages, screen and pictures."""
+    sources = [
+        path for folder in ("lora_from_scratch", "benchmarks", "docs") for path in (ROOT / folder).rglob("*")
+    ]
+    texts = [path for path in [PAGES[0], *sources] if path.suffix in (".py", ".md", ".svg")]
+    assert [
+        path.name for path in texts if re.search(r"±|\+-\s*\d|\+/-", path.read_text(encoding="utf-8"))
+    ] == []
+
+
+def test_the_commands_on_the_pages_are_ones_that_the_parsers_know():
+    """What follows run.py in each ```bash block; nothing is run."""
+    read = []
+    for page in PAGES:
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+            for command in re.findall(r"run\.py ([^\n&|]*)", block):
+                first, *rest = shlex.split(command, comments=True)
+                parser = command_parser(first) if first in COMMANDS else run_parser()
+                read.append((first, parser.parse_args(rest if first in COMMANDS else [first, *rest])))
+    assert {first for first, _ in read} > {*COMMANDS, "--method"} and len(read) >= 10
 
 
 def test_loras_accuracy_on_sst2_has_one_value():

@@ -914,6 +914,52 @@ FRONT_DOOR = [
     ),
 ]
 
+TRAIN = "--model bundled --dataset . --method full --device cpu --precision fp32"
+Y = "y" * 27
+SIX_A = "text\tlabel\n" + "fine\ta\n" * 6
+SAME = {"train.tsv": SIX_A + "fine\tb\n" * 2, "dev.tsv": SIX_A + "fine\tb\n" * 4}
+APART = {
+    "train.tsv": "text\tlabel\n" + "a masterpiece\ta\nso dull\tb\n" * 4,
+    "dev.tsv": "text\tlabel\n" + "a masterpiece\ta\n" * 3 + "so dull\tb\n" * 2,
+}
+
+FRONT_DOOR += [
+    Case(
+        "a positive class that is none",
+        f"{LOAD}bundled --positive-class Positive",
+        "error: --positive-class 'Positive': there is no such label; choose one of 'negative', 'positive'",
+    ),
+    Case(
+        "a positive class among many, by its number",
+        f"{LOAD}moods.csv --positive-class 1",
+        "error: --positive-class '1': there is no such label; choose one of 'angry', 'calm', 'glad', ...",
+        {
+            "moods.csv": "text,label\n"
+            + "".join(f"x,{mood}\n" * 3 for mood in ("calm", "angry", "sad", "glad"))
+        },
+    ),
+    Case(
+        "a positive class as long as a page",
+        f"{LOAD}mine.csv --positive-class {'x' * 999}",
+        f"error: --positive-class '{'x' * 27}...': there is no such label; choose one of '{Y}...', 'z'",
+        {"mine.csv": "text,label\n" + f"a,{'y' * 999}\nb,z\n" * 5},
+    ),
+    Case(
+        "a result no better than the commonest class",
+        f"{TRAIN} --epochs 4 --lr 1e-3",
+        "warning: accuracy 60.00 % (31.3 to 83.2) does not beat always saying 'a' (60.00 %): "
+        "train longer (--epochs) or take another --lr",
+        SAME,
+    ),
+    Case(
+        "a result on too few sentences",
+        f"{TRAIN} --epochs 8 --lr 1e-3",
+        "warning: accuracy 100.00 % (56.6 to 100.0) is not shown to beat always saying 'a' (60.00 %): "
+        "measure on more sentences",
+        APART,
+    ),
+]
+
 
 @pytest.mark.parametrize(
     "case", ROWS + LABELS + HUB + ADAPTERS + AFTERWARDS + FRONT_DOOR, ids=lambda c: c.name

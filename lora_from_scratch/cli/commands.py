@@ -1,6 +1,7 @@
 """What can be done with what a run left: predict, merge, evaluate, verify."""
 
 import json
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.files import appearing
-from lora_from_scratch.report.screen import summary
+from lora_from_scratch.report.screen import not_beaten, summary
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.place import RESULTS
 from lora_from_scratch.runs.predict import Prediction, labelled
@@ -32,7 +33,7 @@ from lora_from_scratch.runs.record import as_json, evaluation_record
 from lora_from_scratch.runs.seen import warn_if_trained_on
 from lora_from_scratch.runs.texts import write_table
 from lora_from_scratch.train.device import resolve_device
-from lora_from_scratch.train.evaluate import compare, evaluate, predict_logits
+from lora_from_scratch.train.evaluate import compare, evaluate, positive_id, predict_logits
 from lora_from_scratch.train.precision import resolve_precision
 
 MERGE_TOLERANCE = 1e-3  # of the largest logit: rounding in fp32 leaves 1e-5, a broken file anything
@@ -94,13 +95,17 @@ def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunCon
     precision = resolve_precision(asked.precision, device)
     length = decided_length(asked.max_length, adapted.model)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
+    config["positive_class"] = asked.positive_class
+    positive = positive_id(asked.positive_class, adapted.label_names)
     split, source = load_labelled(asked.dataset, adapted.label_names, asked.selection)
     warn_if_trained_on(adapter, split.sentences)
     examples = tokenize(adapted.tokenizer, split.sentences, split.labels, length)
-    evaluation = evaluate(adapted.model, examples, precision)
+    evaluation = evaluate(adapted.model, examples, precision, positive=positive)
     folder = Path(asked.output_dir or _new_folder(f"evaluate-{adapter.resolve().name}"))
     record = evaluation_record(adapted, adapter, examples, evaluation, config, source, folder)
     print(summary(record))
+    if said := not_beaten(record):
+        print(f"warning: {said}", file=sys.stderr)
     with appearing(folder) as aside:
         (aside / RESULTS).write_bytes(as_json({**record, "files": [RESULTS]}))
     print(f"written     {folder / RESULTS}")

@@ -123,8 +123,8 @@ def command_parser(command: str) -> argparse.ArgumentParser:
         add("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
     if command == "evaluate":
         add("--dataset", required=True, help="as in training; of a file every row, else the validation rows")
-        names = {"text_column", "label_column", "validation_split", "drop_blank", "max_length"}
-        _add_flags(parser, RunConfig, names)
+        names = {"text_column", "label_column", "validation_split", "drop_blank"}
+        _add_flags(parser, RunConfig, names | {"positive_class", "max_length"})
         add("--precision", **_choice(PRECISIONS), default="fp32", help="(default: fp32)")
         add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
     if command in ("predict", "evaluate"):

@@ -122,6 +122,8 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
             raise  # a defect, where PyTorch out of memory is not
         raise UserError(one_line(error) + kept) from error
     print(f"\n{screen.summary(results)}")
+    if said := screen.not_beaten(results):
+        print(f"warning: {said}", file=sys.stderr)
     print(f"written     {folder}: {', '.join(sorted(runs.listed_files(folder)))}")
 
 

@@ -24,7 +24,7 @@ MERGED = f"""\
 In transformers, after merging into a plain checkpoint:
 
 ```bash
-python run.py merge --adapter . --out merged
+python -m lora_from_scratch merge --adapter . --out merged
 ```
 
 {PIPELINE.format(folder="merged")}"""

@@ -4,7 +4,7 @@ import json
 
 from lora_from_scratch.data.hub import ALIASES
 from lora_from_scratch.formats.table import format_named
-from lora_from_scratch.report.tables import results_table
+from lora_from_scratch.report.tables import against_baseline, classes_text, results_table, shown
 from lora_from_scratch.runs.config import RunConfig
 
 CARD = """\
@@ -32,23 +32,26 @@ The classifier head is part of it.
 ## Measures
 
 On {data[validation_sentences]:,} sentences ({data[validation_name]}), in {evaluation[precision]}; \
-± is half the 95 % confidence interval; F1 is that of {f1_of}.
+the interval of the accuracy is Wilson's.
 
 {table}
 
+Always saying {always}, the commonest class to train on, would score {baseline[accuracy]:.2f} %{verdict}.
+
 ## Recipe
 
-- data: {dataset}, {data[train_sentences]:,} sentences, fingerprint `{data[fingerprint]:.16}`{settings}
+- data: {dataset}, {data[train_sentences]:,} sentences, fingerprint `{data[fingerprint]:.16}`
+- classes: {train_classes}; for validation {validation_classes}{settings}
 - {steps:,} steps of {config[batch_size]} sentences ({config[epochs]} epochs), AdamW, \
 peak learning rate {config[lr]:g} falling linearly to 0, weight decay {config[weight_decay]:g}
 - {config[precision]}, texts cut at {config[max_length]} tokens, seed {config[seed]}
 
 ## How to load it
 
-Here:
+With lora-from-scratch installed:
 
 ```bash
-python run.py predict --adapter . "a text to classify"
+python -m lora_from_scratch predict --adapter . "a text to classify"
 ```
 
 {loading}
@@ -57,7 +60,8 @@ python run.py predict --adapter . "a text to classify"
 
 def model_card(record: dict[str, object]) -> str:
     """Markdown with the front matter that hubs read; every value comes from the run's record."""
-    config, names = RunConfig(**record["config"]), record["data"]["label_names"]
+    config, data = RunConfig(**record["config"]), record["data"]
+    names, verdict = data["label_names"], against_baseline(record)
     format, settings = format_named(config.way.format), config.way.describe(config.settings)
     return CARD.format(
         **record,
@@ -68,6 +72,10 @@ def model_card(record: dict[str, object]) -> str:
         names=_listed(names),
         ids=_listed([str(i) for i in range(len(names))]),
         table=results_table([record]),
+        always=shown(record["baseline"]["label"]),
+        verdict=f"; this model {verdict} that" if verdict else "",
+        train_classes=classes_text(data["train_classes"]),
+        validation_classes=classes_text(data["validation_classes"]),
         settings=f"\n- {settings}" if settings else "",
         loading="\n".join(format.how_to_load(config.model, len(names))),
     )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy
 
+from lora_from_scratch.report.tables import interval_text
+
 
 def draw_training(record: dict[str, object], metrics: Sequence[dict[str, float | None]]) -> bytes | None:
     """A PNG of a record and of the lines of its metrics.jsonl; None without matplotlib."""
@@ -27,8 +29,8 @@ def draw_training(record: dict[str, object], metrics: Sequence[dict[str, float |
     right.margins(x=0.2)
     right.invert_yaxis()
     right.set(xlabel="seconds", title=f"{record['train_seconds']:.1f} s of training")
-    title = "{method}: {model} on {dataset}, accuracy {accuracy:.1f} ± {accuracy_margin_95:.1f} %"
-    figure.suptitle(title.format(**record))
+    title = "{method}: {model} on {dataset}, accuracy {accuracy:.1f} % ({interval})".format
+    figure.suptitle(title(**record, interval=interval_text(record)))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -5,8 +5,18 @@ from collections import Counter
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.data.batches import bucketed_batches, padding_efficiency
-from lora_from_scratch.report.tables import markdown_table, parts_text, results_table
+from lora_from_scratch.errors import quoted
+from lora_from_scratch.report.tables import (
+    against_baseline,
+    classes_text,
+    interval_text,
+    markdown_table,
+    parts_text,
+    results_table,
+    shown,
+)
 from lora_from_scratch.runs.prepare import Prepared, generator_for
+from lora_from_scratch.train.evaluate import baseline, class_counts
 from lora_from_scratch.train.measure import count_parameters
 
 PARTS = {"wte": "token embeddings", "wpe": "position embeddings", "score": "head"}  # others: blocks
@@ -37,12 +47,14 @@ trainable   {count.trainable:,} of {count.total:,} ({100 * count.share:.4g} %): 
 {count.adapter:,} + head {count.head:,}
 epoch       {len(examples):,} sentences, {len(batches):,} steps, {int(examples.lengths.sum()):,} tokens, \
 padding efficiency {100 * padding_efficiency(examples.lengths, batches):.1f} %
-truncated   {examples.truncated:,} sentences longer than {config.max_length} tokens"""
+truncated   {examples.truncated:,} sentences longer than {config.max_length} tokens
+{_classes_of(prepared)}"""
 
 
 def summary(record: dict[str, object]) -> str:
     """What a record has to say: the table, and what stands behind its columns."""
     trainable, total, memory = record["trainable_parameters"], record["total_parameters"], record["memory"]
+    verdict = against_baseline(record)
     speed, what = (record, "training") if record["steps"] else (record["evaluation"], "evaluating")
     text = f"""\
 {record["model"]} on {record["dataset"]}, {record["data"]["validation_sentences"]:,} sentences of \
@@ -50,7 +62,8 @@ def summary(record: dict[str, object]) -> str:
 
 {results_table([record])}
 
-F1          of {record["f1_of"]}; accuracy and F1 in {record["evaluation"]["precision"]}
+{_classes(record["data"], record["baseline"])}{verdict and f": this result {verdict} it"}
+precision   accuracy and F1 in {record["evaluation"]["precision"]}
 parameters  {record["adapter_parameters"]:,} + head {record["head_parameters"]:,} = \
 {trainable:,} of {total:,} ({100 * trainable / total:.4g} %)
 """
@@ -64,6 +77,36 @@ parameters  {record["adapter_parameters"]:,} + head {record["head_parameters"]:,
     if memory["parts_bytes"] and memory["peak_bytes"] is not None:
         text += f"\nmemory      {parts_text(memory)}"
     return text
+
+
+def not_beaten(record: dict[str, object]) -> str:
+    """A warning that says so, with what to do; empty where the baseline is beaten, or nothing was trained."""
+    verdict, trained = against_baseline(record), record["steps"] or record["kind"] == "evaluation"
+    if not verdict or not trained:
+        return ""
+    label, score = quoted(record["baseline"]["label"]), record["baseline"]["accuracy"]
+    advice = ["train longer (--epochs)"] if record["steps"] and record["accuracy"] < 100 else []
+    if record["accuracy"] > score:
+        advice.append("measure on more sentences")
+    else:
+        advice.append("take another --lr" if record["steps"] else "train on sentences like these")
+    result = f"accuracy {record['accuracy']:.2f} % ({interval_text(record)})"
+    return f"{result} {verdict} always saying {label} ({score:.2f} %): {' or '.join(advice)}"
+
+
+def _classes_of(prepared: Prepared) -> str:
+    names = prepared.dataset.label_names
+    train = class_counts(prepared.train_examples.labels, names)
+    validation = class_counts(prepared.validation_examples.labels, names)
+    return _classes({"train_classes": train, "validation_classes": validation}, baseline(train, validation))
+
+
+def _classes(data: dict[str, object], always: dict[str, object]) -> str:
+    measured, score = classes_text(data["validation_classes"]), f"scores {always['accuracy']:.2f} %"
+    lines = [f"classes     {measured}", f"baseline    always saying {shown(always['label'])} {score}"]
+    if "train_classes" in data:
+        lines[:1] = [f"train       {classes_text(data['train_classes'])}", f"validation  {measured}"]
+    return "\n".join(lines)
 
 
 def _parameter_table(model: GPT2ForSequenceClassification) -> str:

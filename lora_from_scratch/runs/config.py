@@ -44,6 +44,9 @@ class RunConfig:
     )
     text_column: str | None = flag(None, "where the text is (default: sentence, else text)", "NAME")
     label_column: str | None = flag(None, "where the label is (default: label)", "NAME")
+    positive_class: str | None = flag(
+        None, "whose F1 is shown (default: of two labels the second, else the mean of all)", "NAME"
+    )
     train_split: str | None = flag(None, "of a hub dataset or a folder (default: train)", "NAME")
     validation_split: str | None = flag(
         None, "of a hub dataset or a folder (default: the first of validation, val, dev, test)", "NAME"

@@ -15,7 +15,7 @@ from lora_from_scratch.fast.switch import fast_training
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.prepare import Prepared, generator_for, prepare
 from lora_from_scratch.runs.record import run_record
-from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate
+from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate, positive_id
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.measure import tensor_bytes
 from lora_from_scratch.train.precision import DTYPES
@@ -119,4 +119,6 @@ def evaluate_prepared(prepared: Prepared) -> Evaluation:
     base = prepared.base_again() if rounded else None
     for name, parameter in rounded.items():
         parameter.data = base.get_parameter(name.replace(".base_layer.", ".")).data.to(parameter.device)
-    return evaluate(model, prepared.validation_examples, EVALUATION, prepared.config.plain)
+    config, examples = prepared.config, prepared.validation_examples
+    positive = positive_id(config.positive_class, prepared.dataset.label_names)
+    return evaluate(model, examples, EVALUATION, config.plain, positive)

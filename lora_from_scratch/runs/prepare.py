@@ -16,6 +16,7 @@ from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.runs.draws import generator_for, limited
 from lora_from_scratch.runs.seen import warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
+from lora_from_scratch.train.evaluate import positive_id
 from lora_from_scratch.train.precision import resolve_precision
 
 MAX_LENGTH = 128  # tokens, if the model reads as many
@@ -67,6 +68,7 @@ def prepare(config: RunConfig) -> Prepared:
 
     load_dataset = partial(data.load_dataset, selection=config.selection)
     dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
+    positive_id(config.positive_class, dataset.label_names)  # refused before the model is loaded
     model_name, tokenizer = find(base.load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
     model_name = base.lasting_name(model_name)
     base_again = partial(_load_base, model_name, dataset.label_names, tokenizer.pad_token_id, config)

@@ -13,11 +13,12 @@ from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, Adapted
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.train.device import environment
-from lora_from_scratch.train.evaluate import Evaluation
+from lora_from_scratch.train.evaluate import Evaluation, baseline, class_counts
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.measure import count_parameters
 
-VERSION = 2  # of the record; what came before 0.2 of the package had none
+VERSION = 3  # of the record: 2 had a margin in place of the interval; before 0.2 of the package it had none
+MEAN = "mean of all classes"
 
 
 def run_record(
@@ -37,6 +38,7 @@ def run_record(
         "fingerprint": dataset.fingerprint(),
         "train_sentences": len(train),
         "train_truncated": train.truncated,
+        "train_classes": class_counts(train.labels, dataset.label_names),
         "validation_name": dataset.validation_name,
         "label_names": dataset.label_names,
     }
@@ -87,13 +89,17 @@ def _record(
     output_dir: Path | None,
 ) -> dict[str, object]:
     score, names, count = evaluation and evaluation.score, data["label_names"], count_parameters(model)
+    classes = class_counts(examples.labels, names)
+    measured = {"sentences": len(examples), "truncated": examples.truncated, "classes": classes}
+    positive = about["config"]["positive_class"] or (names[1] if len(names) == 2 else MEAN)
     return {
         "record": VERSION,
         **about,
         "accuracy": score and score.accuracy,
-        "accuracy_margin_95": score and score.margin,
+        "accuracy_interval_95": score and list(score.interval),
+        "baseline": baseline(data.get("train_classes", classes), classes),
         "f1": score and score.f1,
-        "f1_of": names[1] if len(names) == 2 else "mean of all classes",
+        "f1_of": positive,
         "trainable_parameters": count.trainable,
         "adapter_parameters": count.adapter,
         "head_parameters": count.head,
@@ -106,7 +112,7 @@ def _record(
         "steps": training.steps if training else 0,
         "memory": _memory(training or evaluation),
         "environment": environment(model.score.weight.device),
-        "data": {**data, "validation_sentences": len(examples), "validation_truncated": examples.truncated},
+        "data": {**data, **{f"validation_{key}": value for key, value in measured.items()}},
         "evaluation": evaluation and _evaluation(evaluation, examples),
         "output_dir": output_dir and str(output_dir),
     }

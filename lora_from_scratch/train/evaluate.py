@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from statistics import NormalDist
 from time import perf_counter
 
 import torch
@@ -13,20 +14,22 @@ from transformers import GPT2ForSequenceClassification
 from lora_from_scratch.core import loop
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.data.batches import TokenizedExamples, pad_batch, sorted_batches
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.packed_weights import packed_layers
 from lora_from_scratch.train.measure import Memory, read_memory, reset_peak_memory
 from lora_from_scratch.train.precision import DTYPES
 
+Z_95 = NormalDist().inv_cdf(0.975)  # 1.96
+
 
 @dataclass(frozen=True)
 class Score:
-    """`accuracy` and `f1` in percent; `margin` is half the accuracy's 95 % confidence interval."""
+    """All in percent; `interval` is the accuracy's 95 % confidence interval."""
 
     accuracy: float
     f1: float
-    margin: float
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,16 @@ def predict_logits(
 
 
 def evaluate(
-    model: GPT2ForSequenceClassification, examples: TokenizedExamples, precision: str, plain: bool = False
+    model: GPT2ForSequenceClassification,
+    examples: TokenizedExamples,
+    precision: str,
+    plain: bool = False,
+    positive: int | None = None,
 ) -> Evaluation:
-    """Measure a model on labelled sentences. Raises UserError where a logit is infinite or no number."""
+    """Measure a model on labelled sentences; F1 is that of label id `positive`, see `score`.
+
+    Raises UserError where a logit is infinite or no number.
+    """
     device = model.score.weight.device
     reset, started = reset_peak_memory(device), perf_counter()
     logits = predict_logits(model, examples, precision=DTYPES[precision], plain=plain)
@@ -78,25 +88,63 @@ def evaluate(
     if not logits.isfinite().all():
         raise UserError("this model's logits are not finite, so it has no accuracy; a lower --lr may help")
     probabilities, predictions = logits.softmax(dim=1).max(dim=1)
-    reached = score(predictions, examples.labels, logits.shape[1])
+    reached = score(predictions, examples.labels, logits.shape[1], positive)
     memory = read_memory(device, reset)
     return Evaluation(precision, seconds, reached, predictions.tolist(), probabilities.tolist(), memory)
 
 
-def score(predictions: Tensor, labels: Tensor, num_labels: int) -> Score:
+def score(predictions: Tensor, labels: Tensor, num_labels: int, positive: int | None = None) -> Score:
     """Accuracy and F1 of predicted label ids, both `(N,)`.
 
-    F1 = 2 TP / (2 TP + FP + FN) of the positive class, label 1; with more than two labels the mean over all
-    classes (macro). A class that is neither predicted nor present counts 0. The margin is the normal
-    approximation, 1.96 * sqrt(a (1 - a) / N).
+    F1 = 2 TP / (2 TP + FP + FN) of the class `positive`; where None is named, of label 1 of two, and with
+    more labels the mean over all classes (macro). A class that is neither predicted nor present counts 0.
     """
-    right = predictions == labels
-    accuracy = right.double().mean().item()
-    margin = 1.96 * math.sqrt(accuracy * (1 - accuracy) / len(labels))
-    hits, *named = (ids.bincount(minlength=num_labels) for ids in (labels[right], predictions, labels))
+    ids = (labels[predictions == labels], predictions, labels)
+    hits, *named = (some.bincount(minlength=num_labels) for some in ids)
     f1s = (2 * hits.double() / sum(named).clamp(min=1)).tolist()  # named: TP + FP and TP + FN of each class
-    f1 = f1s[1] if num_labels == 2 else sum(f1s) / num_labels
-    return Score(100 * accuracy, 100 * f1, 100 * margin)
+    if positive is None and num_labels == 2:
+        positive = 1
+    f1 = sum(f1s) / num_labels if positive is None else f1s[positive]
+    right, total = len(ids[0]), len(labels)
+    return Score(100 * right / total, 100 * f1, wilson(right, total))
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """The 95 % confidence interval, in percent, of a share of which `right` of `total` were seen.
+
+    It holds each p that lies within 1.96 of its own standard errors, sqrt(p (1 - p) / total), of what was
+    seen (Wilson 1927). So it stays within 0 .. 100, and has a width also where all were right, unlike the
+    one with the standard error of the share that was seen.
+    """
+    share, spread = right / total, Z_95**2 / total
+    middle = share + spread / 2
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    low, high = ((middle + sign * half) / (1 + spread) for sign in (-1, 1))
+    return 100 * max(low, 0.0), 100 * min(high, 1.0)
+
+
+def positive_id(asked: str | None, label_names: list[str]) -> int | None:
+    """The label id of the class whose F1 is asked for, by name; UserError if there is no such label."""
+    if asked is None:
+        return None
+    if asked not in label_names:
+        names = quoted(*label_names)
+        raise UserError(f"--positive-class {quoted(asked)}: there is no such label; choose one of {names}")
+    return label_names.index(asked)
+
+
+def class_counts(labels: Tensor, label_names: list[str]) -> dict[str, int]:
+    """How often each class, by name, is among label ids `(N,)`."""
+    return dict(zip(label_names, labels.bincount(minlength=len(label_names)).tolist(), strict=True))
+
+
+def baseline(seen: dict[str, int], measured: dict[str, int]) -> dict[str, str | float]:
+    """What always saying the commonest class of `seen` scores, in percent, on `measured`: counts by name.
+
+    Of classes that are equally common in `seen` it is the one that scores more.
+    """
+    label = max(seen, key=lambda name: (seen[name], measured[name]))
+    return {"label": label, "accuracy": 100 * measured[label] / sum(measured.values())}
 
 
 @dataclass(frozen=True)
