@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_from_scratch.cli import main as cli
+from lora_from_scratch.cli.lines import one_line
 from lora_from_scratch.report import screen
 from lora_from_scratch.runs.config import RECIPES
 
@@ -199,6 +200,61 @@ def test_interrupting_is_not_an_error(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_train", interrupt)
     assert cli.main([]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_mistakes_are_told_before_heavy_imports_and_nothing_stays(tmp_path):
+    """In one process: each of these mistakes is told, and no library has been loaded since."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine.csv").write_text("words,mood\ngood,1\nbad,0\n")
+    (tmp_path / "latin.csv").write_bytes(b"text,label\ncaf\xe9,1\n")
+    (tmp_path / "adapter").mkdir()
+    dataset = ["--dataset", "mine.csv"]
+    mistakes = [
+        *(["--ranks", "4"], ["--method", "lorra"], ["predcit"], ["--rank", "0"], ["--recipe", "publish"]),
+        *(
+            dataset,
+            [*dataset, "--text-column", "words"],
+            ["--dataset", "latin.csv"],
+            ["--dataset", "adapter"],
+        ),
+        *(["--dataset", "no.csv"], ["--output-dir", "file/x"], ["--output-dir", "deep/" + "x" * 250]),
+        *(["evaluate", "--adapter", "adapter", *dataset], ["evaluate", "--adapter", "nowhere", *dataset]),
+        ["evaluate", "--adapter", "adapter", *dataset, "--max-length", "0"],
+        ["merge", "--adapter", "adapter", "--out", "file/x"],
+        *(["predict", "--adapter", "adapter", *rest] for rest in ([""], dataset, ["--file", "mine.csv"])),
+        ["predict", "--adapter", "adapter", *dataset, "--output", "new.csv"],
+    ]
+    code = f"""
+import sys
+from lora_from_scratch.cli.main import main
+for mistake in {mistakes!r}:
+    try:
+        status = main(mistake)
+    except SystemExit as stop:
+        status = stop.code
+    loaded = {{"torch", "transformers", "datasets", "pandas", "numpy"}} & sys.modules.keys()
+    if status != 2 or loaded:
+        print(mistake, status, loaded)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(done.stderr.splitlines()) == len(mistakes)
+    assert all(line.startswith("error: ") and len(line) <= 200 for line in done.stderr.splitlines())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_long_values_are_cut_and_what_a_line_says_is_not():
+    path = "/tmp/" + "long/" * 40 + "run"
+    for text in (f"what was trained is in {path}", "x 'short' " * 30):
+        assert one_line(text) == text.strip()
+    cell = "it's " + "very " * 100_000
+    cut = one_line(f"mine.csv, line 2: the label {cell!r} is none of 'bad', 'good'; {'b' * 999}; rename it")
+    assert len(cut) <= 200 and cut.startswith("mine.csv, line 2: the label \"it's very very")
+    assert cut.endswith("; rename it") and "'bad', 'good'" in cut
+    assert one_line("two\nlines\t'and  more'") == "two lines 'and more'"
 
 
 def test_run_py_is_the_same_door():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import csv
+import gzip
 import io
 import json
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +26,16 @@ from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import load_dataset, load_labelled
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.runs import predict as labelling
+from lora_from_scratch.runs import texts
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train import evaluate
 from lora_from_scratch.train.evaluate import compare, predict_logits
 
 METHODS = ("head", "full", "lora", "prelayer")
-TEXTS = ["a warm and funny film .", "", "dull", "it is not a bad film , and the end is a triumph"]
+TEXTS = ["a warm and funny film .", "dull", "it is not a bad film , and the end is a triumph"]
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +143,10 @@ def test_labels_of_two_sources_are_matched_by_name_or_number(tmp_path):
     path = tmp_path / "file.tsv"
     path.write_text("sentence\tlabel\na\tpositive\nb\t0\n")
     assert load_labelled(str(path), ["negative", "positive"])[0].labels == [1, 0]
-    with pytest.raises(ValueError, match="label 'positive' is none of bad, good"):
+    with pytest.raises(ValueError, match="label 'positive' is none of 'bad', 'good'"):
         load_labelled(str(path), ["bad", "good"])
-    split, name = load_labelled("bundled", ["0", "1"])
-    assert name == "validation.tsv" and set(split.labels) == {0, 1}
-    with pytest.raises(ValueError, match="has the labels negative, positive, the model has bad, good"):
-        load_labelled("bundled", ["bad", "good"])
+    with pytest.raises(ValueError, match=r"label 'positive' is none of '0', '1'; .* --label-names"):
+        load_labelled("bundled", ["0", "1"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -150,7 +154,7 @@ def test_predict_gives_label_probability_and_text_in_order(runs, method, capsys,
     adapted = load_adapted(runs / method)
     expected = []
     for text in TEXTS:  # one by one, without this project's batches
-        input_ids = adapted.tokenizer(text or "<|endoftext|>", return_tensors="pt").input_ids
+        input_ids = adapted.tokenizer(text, return_tensors="pt").input_ids
         with torch.no_grad():
             expected.append(adapted.model(input_ids=input_ids).logits.softmax(1)[0])
     out = printed(capsys, "predict", "--adapter", runs / method, "--device", "cpu", *TEXTS)
@@ -179,7 +183,7 @@ def test_predict_reads_a_file_and_speaks_json(runs, capsys, tmp_path):
 
 
 def test_predict_on_more_lines_than_one_portion(runs, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(commands, "PORTION", 7)
+    monkeypatch.setattr(labelling, "PORTION", 7)
     texts = [f"film number {i} is " + "very " * (i % 9) + "good" for i in range(50)]
     (tmp_path / "texts").write_text("\n".join(texts))
     out = printed(capsys, "predict", "--adapter", runs / "lora", "--file", tmp_path / "texts", "--json")
@@ -190,10 +194,215 @@ def test_predict_on_more_lines_than_one_portion(runs, monkeypatch, capsys, tmp_p
         assert row["probability"] == pytest.approx(expected.probability, abs=1e-5)
 
 
+def typed(monkeypatch: pytest.MonkeyPatch, content: bytes, terminal: bool = False) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(content))
+    stdin.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def test_blank_lines_keep_their_place_where_they_may_be_there(runs, capsys, monkeypatch):
+    lines = b"\xef\xbb\xbffine\r\n\r\n \t\ndull"
+    typed(monkeypatch, lines)
+    out = printed(capsys, "predict", "--adapter", runs / "lora", "--drop-blank")
+    assert [line.count("\t") for line in out.splitlines()] == [2] * 4
+    assert [line.split("\t")[2] for line in out.splitlines()] == ["fine", "", "", "dull"]
+    typed(monkeypatch, lines)
+    rows = printed(capsys, "predict", "--adapter", runs / "lora", "--drop-blank", "--json").splitlines()
+    assert [json.loads(row)["label"] is None for row in rows] == [False, True, True, False]
+    typed(monkeypatch, lines)
+    assert "stdin, line 2: the text is blank" in fails(capsys, "predict", "--adapter", str(runs / "lora"))
+    typed(monkeypatch, b"fine\ncaf\xe9\n")
+    assert "stdin, line 2: not UTF-8" in fails(capsys, "predict", "--adapter", str(runs / "lora"))
+
+
+def test_at_a_terminal_it_says_what_it_waits_for(runs, capsys, monkeypatch):
+    said = []  # before torch is imported
+    monkeypatch.setattr(cli, "go_offline_if_unreachable", lambda: said.append(capsys.readouterr().err))
+    for terminal in (True, False):
+        capsys.readouterr()
+        typed(monkeypatch, b"fine\n", terminal)
+        assert cli.main(["predict", "--adapter", str(runs / "lora")]) == 0
+    assert said == ["waiting for texts, one a line; end with Ctrl-D (on Windows Ctrl-Z and Enter)\n", ""]
+
+
+def test_what_the_terminal_cannot_encode_is_escaped(runs, monkeypatch):
+    for flags, expected in ((["caf\u00e9"], b"\tcaf\\xe9\n"), (["--json", "caf\u00e9"], b'"caf\\u00e9"}\n')):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+        assert cli.main(["predict", "--adapter", str(runs / "lora"), *flags]) == 0
+        assert written.getvalue().endswith(expected)
+
+
+TABLE = [  # a row of each kind of cell: what a .csv makes difficult, a blank text, and lines in a text
+    {"id": 1, "text": 'a "fine" film, really', "note": "tab\there"},
+    {"id": 2, "text": "  ", "note": "\u00e9\u2028\x85"},
+    {"id": 3, "text": "dull\nand\r\nlong\ragain", "note": ""},
+    {"id": 4, "text": "good", "note": "=1+1"},
+]
+
+
+def write_as(kind: str, path: Path) -> None:
+    if kind in ("csv", "tsv", "csv.gz"):
+        out = io.StringIO()
+        writer = csv.DictWriter(out, TABLE[0], delimiter="\t" if kind == "tsv" else ",")
+        writer.writeheader()
+        writer.writerows(TABLE)
+        data = out.getvalue().encode()
+        path.write_bytes(gzip.compress(data) if kind == "csv.gz" else data)
+    elif kind == "parquet":
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(TABLE), path)
+    else:
+        path.write_text(json.dumps(TABLE) if kind == "json" else "\n".join(map(json.dumps, TABLE)))
+
+
+def read_back(path: Path) -> list[dict[str, object]]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_bytes().decode().split("\n")[:-1]]
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+    return [{**row, "id": int(row["id"])} for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore:.*1 of 4 texts is blank")
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [
+        *(("csv", "csv"), ("tsv", "tsv"), ("json", "csv")),
+        *(("jsonl", "jsonl"), ("parquet", "jsonl"), ("csv.gz", "tsv")),
+    ],
+)
+def test_a_labelled_table_keeps_its_columns_and_its_rows(runs, capsys, tmp_path, kind, output):
+    path, out = tmp_path / f"mine.{kind}", tmp_path / f"labelled.{output}"
+    write_as(kind, path)
+    flags = ["--dataset", path, "--output", out, "--drop-blank"]
+    said = printed(capsys, "predict", "--adapter", runs / "lora", *flags)
+    assert said == f"written     {out}: 3 texts labelled\n"
+    rows = read_back(out)
+    assert [list(row) for row in rows] == [["id", "text", "note", "predicted_label", "probability"]] * 4
+    assert [{key: row[key] for key in TABLE[0]} for row in rows] == TABLE
+    assert rows[1]["predicted_label"] == rows[1]["probability"] == (None if output == "jsonl" else "")
+    there = [row for row in rows if row["id"] != 2]
+    expected = predict(load_adapted(runs / "lora"), [row["text"] for row in there])
+    assert [row["predicted_label"] for row in there] == [p.label for p in expected]
+    probabilities = [float(row["probability"]) for row in there]
+    assert probabilities == pytest.approx([p.probability for p in expected], abs=1e-5)
+    assert sorted(tmp_path.iterdir()) == sorted([path, out])
+
+
+def test_cells_of_every_kind_are_written(tmp_path):
+    cells = [None, float("nan"), True, 1.5, ["a", {"b": "\u00e9"}], "half \ud83d", "x"]
+    row = dict(zip("abcdefg", cells, strict=True))
+    (tmp_path / "mine.jsonl").write_text(json.dumps({**row, "text": "fine"}) + "\n")
+    answers = [labelling.Prediction("good", 0.75, "fine")]
+    for ending, expected in (
+        ("csv", '\r\n,,True,1.5,"[""a"", {""b"": ""\u00e9""}]",half \ufffd,x,fine,good,0.75\r\n'),
+        (
+            "jsonl",
+            '{"a": null, "b": null, "c": true, "d": 1.5, "e": ["a", {"b": "\u00e9"}], "f": "half \ufffd", '
+            '"g": "x", "text": "fine", "predicted_label": "good", "probability": 0.75}\n',
+        ),
+    ):
+        out = tmp_path / f"out.{ending}"
+        rows = texts.read_table(tmp_path / "mine.jsonl", None, False, out)
+        texts.write_table(tmp_path / "mine.jsonl", rows, answers, out)
+        assert out.read_bytes().decode().endswith(expected)
+
+
+def test_a_labelled_table_appears_whole_or_not_at_all(runs, capsys, tmp_path, monkeypatch):
+    table = tmp_path / "mine.csv"
+    table.write_text("text\n" + "good\n" * 10)
+    monkeypatch.setattr(labelling, "PORTION", 4)
+    whole, stage = labelling._label, []
+
+    def interrupted(adapted: object, portion: list[str]) -> object:
+        stage.append(len(portion))
+        if len(stage) == 3:
+            raise KeyboardInterrupt
+        return whole(adapted, portion)
+
+    monkeypatch.setattr(labelling, "_label", interrupted)
+    flags = ["--adapter", str(runs / "lora"), "--dataset", str(table), "--output"]
+    assert cli.main(["predict", *flags, str(tmp_path / "new" / "out.csv")]) == 130
+    assert stage == [4, 4, 2] and list(tmp_path.iterdir()) == [table]
+    monkeypatch.setattr(labelling, "_label", whole)
+    rows = texts.read_table(table, None, False, tmp_path / "out.csv")
+    answers = predict(load_adapted(runs / "lora"), rows.texts)
+    table.write_text("text\ngood\n")
+    with pytest.raises(UserError, match="has changed while it was labelled"):
+        texts.write_table(table, rows, answers, tmp_path / "out.csv")
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_predict_from_python_refuses_and_warns_too(runs, monkeypatch):
+    monkeypatch.setattr(labelling, "PORTION", 2)
+    adapted = load_adapted(runs / "lora")
+    with pytest.raises(UserError, match="text 2 of 3 is blank"):
+        predict(adapted, ["fine", "\u3000", ""])
+    with pytest.warns(UserWarning, match="2 of 3 texts were cut at 128 tokens"):
+        predict(adapted, ["long " * 200, "fine", "long " * 129])  # in two portions
+    assert predict(adapted, []) == []
+    adapted.model.score.weight.data[1] = float("inf")
+    with pytest.raises(UserError, match="no label for 'fine': the logits are not finite"):
+        predict(adapted, ["fine"])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say on which base")
+def test_label_names_where_the_files_carry_none(runs, capsys, tmp_path):
+    """The same figures and labels as with the names in the files, which PEFT's own do not have."""
+    adapter = copy_of(runs / "lora", tmp_path / "adapter")
+    save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
+    (adapter / "results.json").unlink()
+    names = ["--label-names", "negative", "positive"]
+    out = printed(capsys, "predict", "--adapter", adapter, *names, "--", *TEXTS)
+    assert out == printed(capsys, "predict", "--adapter", runs / "lora", *TEXTS)
+    assert (
+        printed(capsys, "predict", "--adapter", runs / "lora", *names, "--", *TEXTS) == out
+    )  # those in the files
+    assert printed(capsys, "predict", "--adapter", adapter, TEXTS[0]).startswith("LABEL_")
+    flags = ["--dataset", "bundled", "--output-dir", tmp_path / "out"]
+    printed(capsys, "evaluate", "--adapter", adapter, *names, *flags)
+    values = json.loads((tmp_path / "out" / "results.json").read_text())
+    trained = json.loads((runs / "lora" / "results.json").read_text())
+    assert values["data"]["label_names"] == ["negative", "positive"]
+    assert values["accuracy"] == trained["accuracy"] and values["f1_of"] == trained["f1_of"]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say on which base")
+def test_reported_cases(shared, capsys, tmp_path):
+    cases = shared / "cases"
+    overflowing = ["--model", "bundled", "--adapter", str(cases / "adapter-overflowing" / "adapter")]
+    assert "logits are not finite" in fails(capsys, "predict", *overflowing, "a fine film")
+    plain = ["--model", "bundled", "--adapter", str(cases / "adapter-plain" / "adapter")]
+    for length in ("-1", "0"):
+        flags = ["--dataset", str(cases / "evaluate-max-length" / "dev.csv"), "--max-length", length]
+        assert "--max-length must be at least 1" in fails(capsys, "evaluate", *plain, *flags)
+    named = ["--dataset", str(cases / "named-labels" / "named.csv"), "--output-dir", str(tmp_path)]
+    assert "--label-names" in fails(capsys, "evaluate", *plain, *named)
+    assert cli.main(["evaluate", *plain, *named, "--label-names", "negative", "positive"]) == 0
+
+
+def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch):
+    """A whole run on a file, its subset drawn, and the file evaluated; then as it is no longer the same."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"film {i},{('bad', 'good')[i % 2]}\n" for i in range(60)]
+    Path("d.csv").write_text("text,label\n" + "".join(rows))
+    flags = ["--method", "head", "--limit-train", "20", "--max-steps", "1", "--output-dir", "run"]
+    assert cli.main(["--model", "bundled", "--dataset", "d.csv", "--device", "cpu", *flags]) == 0
+    evaluation = ["evaluate", "--adapter", "run", "--dataset", "d.csv"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(evaluation) == 0
+    assert "warning: 20 of 60 sentences were trained on" in capsys.readouterr().err
+    Path("d.csv").write_text("text,label\n" + "".join(rows[1:]))
+    assert cli.main(evaluation) == 0  # nothing is known about this one
+
+
 def test_predict_stops_quietly_when_nobody_reads_on(runs):
     command = f"{sys.executable} -m lora_from_scratch predict --adapter . | head -1"  # as the card says
     root = str(Path(__file__).parents[1])
-    texts = "a fine film\n" * 9000
+    texts = "a fine film\n" * 4200
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         input=texts,
@@ -332,9 +541,6 @@ def test_bad_folders_end_in_one_line(runs, capsys, tmp_path):
     assert "no such folder" in refused(tmp_path / "nothing")
     assert "holds no adapter" in refused(tmp_path)
     assert "--adapter" in fails(capsys, "predict", "text")
-    assert "texts or --file" in fails(
-        capsys, "predict", "--adapter", str(runs / "lora"), "--file", "texts", "text"
-    )
     adapter = copy_of(runs / "lora", tmp_path / "adapter")
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -366,7 +572,7 @@ def test_bad_folders_end_in_one_line(runs, capsys, tmp_path):
 
 def test_a_file_of_texts_that_is_missing_or_not_utf8(runs, capsys, tmp_path):
     flags = ["predict", "--adapter", str(runs / "lora"), "--file"]
-    assert "No such file" in fails(capsys, *flags, str(tmp_path / "nothing"))
+    assert "no such file" in fails(capsys, *flags, str(tmp_path / "nothing"))
     (tmp_path / "latin").write_bytes(b"fine\ncaf\xe9\n")
     assert "latin, line 2: not UTF-8" in fails(capsys, *flags, str(tmp_path / "latin"))
 

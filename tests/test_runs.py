@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,12 @@ from safetensors.torch import load_file
 from lora_from_scratch import RunConfig, UserError, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.core.surgery import lora_layers
-from lora_from_scratch.runs.execute import execute, train_prepared
-from lora_from_scratch.runs.prepare import generator_for, prepare
+from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.data.rows import Selection
+from lora_from_scratch.runs.draws import generator_for
+from lora_from_scratch.runs.execute import execute, train_prepared, warn_of_rate
+from lora_from_scratch.runs.prepare import decided_length, prepare
+from lora_from_scratch.runs.seen import seen_in, warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.precision import resolve_precision
 
@@ -115,13 +121,78 @@ def test_more_tokens_than_positions_are_refused():
         prepare(replace(QUICK, max_length=500))
 
 
+def test_the_default_length_is_the_models_where_it_is_shorter(tiny_gpt2):
+    assert decided_length(None, tiny_gpt2) == decided_length(32, tiny_gpt2) == 32
+    tiny_gpt2.config.n_positions = 1024
+    assert decided_length(None, tiny_gpt2) == 128 and decided_length(1024, tiny_gpt2) == 1024
+    assert prepare(QUICK).config.max_length == 128 and QUICK.max_length is None
+
+
+def test_what_is_read_of_a_dataset_is_asked_in_one_place():
+    asked = RunConfig(
+        text_column="a", label_column="b", train_split="c", validation_split="d", drop_blank=True
+    )
+    assert asked.selection == Selection("a", "b", "c", "d", drop_blank=True)
+    assert RunConfig().selection == Selection()
+
+
+OTHER, DEFAULT = "at --lr 0.1 (the default here is 0.0005)", "at --lr 0.0005 (the default)"
+FELL = [0.7] * 20 + [0.6] * 10
+
+
+@pytest.mark.parametrize(
+    ("losses", "predictions", "lr", "said"),
+    [
+        ([1] * 10 + [1.2] * 20, [0, 1], 0.1, f"the loss rose from 1.00 to 1.20 {OTHER}; try a lower one"),
+        ([0.5] * 29 + [9], [1, 1], 5e-4, f"the loss rose from 0.50 to 3.33 {DEFAULT}; try a lower one"),
+        (
+            [0.5] * 20 + [0.51] * 10,
+            [0, 1],
+            0.1,
+            f"the loss did not fall from 0.50 {OTHER}; try more --epochs or a higher one",
+        ),
+        (FELL, [1, 1], 0.1, f"every prediction is 'good' {OTHER}; try that"),
+        (FELL, [0, 0], 5e-4, f"every prediction is 'bad' {DEFAULT}; try more --epochs or another one"),
+        (FELL, [0, 1], 0.1, None),
+        ([0.5] * 15 + [0.9] * 4, [1, 1], 0.1, None),  # too few steps to say
+    ],
+)
+def test_a_learning_rate_of_no_use_is_told_in_one_line(losses, predictions, lr, said):
+    config = RunConfig(lr=lr)
+    model = SimpleNamespace(config=SimpleNamespace(n_embd=256))
+    prepared = SimpleNamespace(
+        config=config, model=model, dataset=SimpleNamespace(label_names=["bad", "good"])
+    )
+    training = SimpleNamespace(steps=len(losses), metrics=[{"loss": loss} for loss in losses])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_rate(prepared, training, SimpleNamespace(predictions=predictions))
+    assert [str(one.message) for one in told] == ([said] if said else [])
+
+
+def test_few_sentences_in_both_splits_are_not_told():
+    """One in a hundred is chance, and SST-2 and the bundle have none: what is told is told for a reason."""
+    sentences = [str(i) for i in range(200)]
+    assert seen_in(["0", "1", "x"], sentences) == 0
+    assert seen_in(["0", "1", "2", "x"], sentences) == 3
+    assert seen_in([], sentences) == seen_in(["x"], sentences) == 0
+    with pytest.warns(UserWarning, match="^3 of 200 validation sentences are also trained on"):
+        warn_if_in_both(["0", "1", "2"], sentences)
+
+
+def test_sst2_has_no_sentence_in_both_splits(shared):
+    dataset = load_dataset(str(shared / "data" / "sst2"))
+    assert not set(dataset.train.sentences) & set(dataset.validation.sentences)
+
+
 def test_devices_and_precisions():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("warp-drive", "cuda:99"):
         with pytest.raises(UserError, match=f"--device {name}: PyTorch cannot use it here"):
             resolve_device(name)
-    assert resolve_precision("fp16", torch.device("cpu")) == "fp16"
+    with pytest.warns(UserWarning, match="fp16 is slow on a CPU"):
+        assert resolve_precision("fp16", torch.device("cpu")) == "fp16"
     assert resolve_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
 
 

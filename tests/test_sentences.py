@@ -12,7 +12,9 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -904,9 +906,490 @@ ADAPTERS: list[Case] = [
     ),
 ]
 
-AFTERWARDS: list[Case] = []
 
-FRONT_DOOR: list[Case] = []
+@cache
+def saved_head(labels: tuple[str, ...], large: float) -> bytes:
+    from lora_from_scratch.base.load import load_model, load_tokenizer
+    from lora_from_scratch.formats import tensors
+    from lora_from_scratch.formats.adapted import Adapted
+    from lora_from_scratch.methods import METHODS
+
+    tokenizer = load_tokenizer("bundled")
+    model = load_model("bundled", list(labels), tokenizer.pad_token_id)
+    METHODS["head"].adapt(model, None)
+    model.score.weight.data = large * torch.linspace(-1, 1, 512).view(2, 256)
+    with TemporaryDirectory() as folder:
+        tensors.save(Adapted(model, tokenizer, "bundled"), Path(folder))
+        return Path(folder, "trained.safetensors").read_bytes()
+
+
+UNNAMED = ("LABEL_0", "LABEL_1")
+
+
+def head(
+    labels: tuple[str, ...] = UNNAMED, files: dict[str, str | bytes] | None = None, large: float = 1.0
+) -> Callable[[], None]:
+    """Puts a head that fits the bundled base into the folder `a`, and files beside it."""
+
+    def put() -> None:
+        Path("a").mkdir()
+        Path("a/trained.safetensors").write_bytes(saved_head(labels, large))
+        for name, content in (files or {}).items():
+            Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return put
+
+
+def trained_on(files: dict[str, str], name: str, **config: object) -> Callable[[], None]:
+    """The same, with the record of a run on the dataset of that name."""
+
+    def put() -> None:
+        from lora_from_scratch.data.dataset import load_dataset
+
+        head(("bad", "good"), files)()
+        data = {"fingerprint": load_dataset(name).fingerprint()}
+        record = {"config": {"dataset": name, "limit_train": None, "seed": 0, **config}, "data": data}
+        Path("a/results.json").write_text(json.dumps(record))
+
+    return put
+
+
+PREDICT, TABLE = "predict --device cpu --adapter a ", "predict --device cpu --adapter a --dataset d.csv "
+EVALUATE = "evaluate --device cpu --adapter a --dataset d.csv "
+TEN = "text,label\n" + "".join(f"film {i},{('bad', 'good')[i % 2]}\n" for i in range(20))
+GIVE = "give them no label with --drop-blank"
+BLANK = {"d.csv": 'text,id\ngood,1\n ,2\n"",3\n'}
+AFTERWARDS = [
+    Case(
+        "an empty text to label",
+        PREDICT + "good ''",
+        "error: text 2 of 2 is blank; leave it out, or give it no label with --drop-blank",
+        head(),
+    ),
+    Case(
+        "a text of spaces to label",
+        PREDICT + "'  '",
+        "error: text 1 of 1 is blank; leave it out, or give it no label with --drop-blank",
+        head(),
+    ),
+    Case(
+        "blank lines in a file of texts",
+        PREDICT + "--file t.txt",
+        f"error: t.txt: 2 of 4 texts are blank (line 2 first); {GIVE}",
+        head(files={"t.txt": "good\n\n \nbad\n"}),
+    ),
+    Case(
+        "a blank line in a file of texts",
+        PREDICT + "--file t.txt",
+        f"error: t.txt: 1 of 2 texts is blank (line 1); {GIVE}",
+        head(files={"t.txt": "\xa0\r\nbad"}),
+    ),
+    Case(
+        "blank lines that may be there",
+        PREDICT + "--drop-blank --file t.txt",
+        "warning: t.txt: 1 of 2 texts is blank (line 2), and gets no label, as --drop-blank asks",
+        head(files={"t.txt": "good\n\n"}),
+    ),
+    Case(
+        "blank cells in a table",
+        TABLE + "--output o.csv",
+        f"error: d.csv: 2 of 3 texts are blank (line 3 first); {GIVE}",
+        head(files=BLANK),
+    ),
+    Case(
+        "blank cells that may be there",
+        TABLE + "--output o.csv --drop-blank",
+        "warning: d.csv: 2 of 3 texts are blank (line 3 first), and get no label, as --drop-blank asks",
+        head(files=BLANK),
+    ),
+    Case(
+        "a table as lines",
+        PREDICT + "--file d.csv",
+        "error: 'd.csv' is a table, --file takes lines of text; label it with --dataset FILE "
+        "--text-column NAME --output labelled.csv",
+        head(files=BLANK),
+    ),
+    Case(
+        "a workbook as lines",
+        PREDICT + "--file d.txt",
+        "error: d.txt: an Excel workbook or another archive; export the sheet as CSV (UTF-8)",
+        head(files={"d.txt": b"PK\x03\x04 and more"}),
+    ),
+    Case(
+        "an older workbook as lines",
+        PREDICT + "--file d.xls",
+        "error: d.xls: an Excel workbook or another archive; export the sheet as CSV (UTF-8)",
+        head(files={"d.xls": b"\xd0\xcf\x11\xe0 and more"}),
+    ),
+    Case(
+        "lines that are not UTF-8",
+        PREDICT + "--file t.txt",
+        "error: t.txt, line 2: not UTF-8; save the file as UTF-8",
+        head(files={"t.txt": b"good\ncaf\xe9\n"}),
+    ),
+    Case(
+        "no file of lines",
+        PREDICT + "--file t.txt",
+        "error: --file t.txt: no such file; name one with a text on each line",
+        head(),
+    ),
+    Case(
+        "a folder of lines",
+        PREDICT + "--file a",
+        "error: --file a: no such file; name one with a text on each line",
+        head(),
+    ),
+    Case(
+        "texts from two places",
+        PREDICT + "--file t.txt good",
+        "error: texts, --file and --dataset do not go together; give one of them",
+        head(),
+    ),
+    Case(
+        "a table without a file for it",
+        TABLE,
+        "error: --dataset needs a file for the labelled table; name it with --output labelled.csv",
+        head(files=BLANK),
+    ),
+    Case(
+        "an output without a table",
+        PREDICT + "--output o.csv good",
+        "error: --output belongs to a table; name it with --dataset",
+        head(),
+    ),
+    Case(
+        "a column without a table",
+        PREDICT + "--text-column words good",
+        "error: --text-column belongs to a table; name it with --dataset",
+        head(),
+    ),
+    Case(
+        "JSON and a table",
+        TABLE + "--json --output o.jsonl",
+        "error: --json does not go with --dataset; end --output in .jsonl",
+        head(files=BLANK),
+    ),
+    Case(
+        "an output of another kind",
+        TABLE + "--output o.xlsx",
+        "error: --output 'o.xlsx' must end in .csv, .tsv or .jsonl",
+        head(files=BLANK),
+    ),
+    Case(
+        "an output that is there",
+        TABLE + "--output o.csv",
+        "error: --output 'o.csv' is there already; name another, or move it away",
+        head(files={**BLANK, "o.csv": ""}),
+    ),
+    Case(
+        "the table as its own output",
+        TABLE + "--output d.csv",
+        "error: --output 'd.csv' is there already; name another, or move it away",
+        head(files=BLANK),
+    ),
+    Case(
+        "an output below a file",
+        TABLE + "--output d.csv/o.csv",
+        "error: --output 'd.csv/o.csv' cannot be written: 'd.csv' is not a folder; name another",
+        head(files=BLANK),
+    ),
+    Case(
+        "a column of the same name",
+        TABLE + "--output o.csv",
+        "error: d.csv has a column predicted_label already, which is to be added; rename it there",
+        head(files={"d.csv": "text,predicted_label\ngood,1\n"}),
+    ),
+    Case(
+        "two columns of one name",
+        TABLE + "--output o.jsonl",
+        "error: d.csv: two columns have one name, which a .jsonl cannot hold; write a .csv",
+        head(files={"d.csv": "text,id,id\ngood,1,2\n"}),
+    ),
+    Case(
+        "a table without such a column",
+        TABLE + "--output o.csv --text-column review",
+        "error: d.csv: no column 'review'; name one of text, id with --text-column",
+        head(files=BLANK),
+    ),
+    Case(
+        "a folder as a table",
+        PREDICT + "--dataset a --output o.csv",
+        "error: --dataset a is no file; give predict one table, such as reviews.csv",
+        head(),
+    ),
+    Case(
+        "a hub id as a table",
+        PREDICT + "--dataset sst2 --output o.csv",
+        "error: --dataset sst2 is no file; give predict one table, such as reviews.csv",
+        head(),
+    ),
+    Case(
+        "a list as a text to label",
+        "predict --adapter a --dataset d.jsonl --output o.csv",
+        f"error: d.jsonl, line 1: the text is a list; {ONE_VALUE}",
+        head(files={"d.jsonl": '{"text": ["good"]}\n'}),
+    ),
+    Case(
+        "a text longer than the model reads",
+        PREDICT + "good '" + "a film " * 100 + "'",
+        "warning: 1 of 2 texts was cut at 128 tokens, all that the model can read; label their parts instead",
+        head(),
+    ),
+    Case(
+        "logits that overflow",
+        PREDICT + "'a fine film'",
+        "error: no label for 'a fine film': the logits are not finite, so the weights are too large; train "
+        "them again, with a lower --lr",
+        head(large=3e38),
+    ),
+    Case(
+        "too many label names",
+        PREDICT + "good --label-names bad good fine",
+        "error: --label-names takes 2 names that differ, one for each id, not 'bad', 'good', 'fine'",
+        head(),
+    ),
+    Case(
+        "label names that are the same",
+        EVALUATE + "--label-names good 'good '",
+        "error: --label-names takes 2 names that differ, one for each id, not 'good', 'good '",
+        head(files={"d.csv": TEN}),
+    ),
+    Case(
+        "a blank label name",
+        PREDICT + "good --label-names good ''",
+        "error: --label-names takes 2 names that differ, one for each id, not 'good', ''",
+        head(),
+    ),
+    Case(
+        "label names where there are others",
+        PREDICT + "good --label-names good bad",
+        "error: --label-names: the files carry names already, 'bad', 'good'; leave the flag out",
+        head(("bad", "good")),
+    ),
+    Case(
+        "labels without names",
+        EVALUATE,
+        "error: d.csv, line 2: label 'bad' is none of 'LABEL_0', 'LABEL_1'; say what the model's ids mean: "
+        "--label-names, in their order",
+        head(files={"d.csv": TEN}),
+    ),
+    Case(
+        "no token at all",
+        EVALUATE + "--max-length 0",
+        "error: --max-length must be at least 1, not 0",
+        head(files={"d.csv": TEN}),
+    ),
+    Case(
+        "fewer tokens than none",
+        EVALUATE + "--max-length -1",
+        "error: --max-length must be at least 1, not -1",
+        head(files={"d.csv": TEN}),
+    ),
+    Case(
+        "more tokens than positions, evaluating",
+        EVALUATE + "--max-length 500",
+        "error: --max-length 500: this model has 128 positions; ask for fewer",
+        head(("bad", "good"), {"d.csv": TEN}),
+    ),
+    Case(
+        "evaluating where results are",
+        EVALUATE + "--output-dir a",
+        "error: --output-dir a holds results already; name another",
+        head(files={"d.csv": TEN, "a/results.json": "{}"}),
+    ),
+    Case(
+        "evaluating on what was trained on",
+        EVALUATE,
+        "warning: 18 of 20 sentences were trained on, so the figures flatter: evaluate on others",
+        trained_on({"d.csv": TEN}, "d.csv"),
+    ),
+    Case(
+        "evaluating on some of what was trained on",
+        "evaluate --adapter a --dataset e.csv",
+        "warning: 4 of 6 sentences were trained on, so the figures flatter: evaluate on others",
+        trained_on({"d.csv": TEN, "e.csv": "\n".join([*TEN.splitlines()[:6], "new,bad"])}, "d.csv"),
+    ),
+    Case(
+        "no folder of an adapter",
+        "predict --adapter b good",
+        "error: --adapter b: no such folder; name the one that a run printed at its end",
+    ),
+    Case(
+        "a file as an adapter",
+        "verify --adapter b",
+        "error: --adapter b: no such folder; name the one that a run printed at its end",
+        {"b": ""},
+    ),
+]
+
+RUN = "--model bundled --dataset bundled --device cpu --precision fp32 "
+TRAIN = "--model bundled --dataset d.csv --device cpu --precision fp32 --method head --output-dir o "
+METHODS = "none, head, full, lora, prelayer"
+FRONT_DOOR = [
+    Case("a flag", "--ranks 4", "error: unrecognized arguments: --ranks; did you mean --rank?"),
+    Case("a flag with =", "--epoch=3", "error: unrecognized arguments: --epoch; did you mean --epochs?"),
+    Case(
+        "a flag with _",
+        "--text_column x",
+        "error: unrecognized arguments: --text_column; did you mean --text-column?",
+    ),
+    Case(
+        "a flag like no other",
+        "--no-such-flag",
+        "error: unrecognized arguments: --no-such-flag; see run.py --help",
+    ),
+    Case(
+        "a flag that is needed",
+        "predict --adaptor a good",
+        "error: unrecognized arguments: --adaptor; did you mean --adapter?",
+    ),
+    Case(
+        "a flag of a command",
+        "--adapter a",
+        "error: unrecognized arguments: --adapter; did you mean run.py predict or merge or evaluate or "
+        "verify, before the flags?",
+    ),
+    Case(
+        "no flag of predict",
+        "predict --adapter a --max-length 3",
+        "error: unrecognized arguments: --max-length; see run.py predict --help",
+    ),
+    Case(
+        "a flag without its value",
+        "--model",
+        "error: argument --model: expected one argument; see run.py --help",
+    ),
+    Case("no number", "--rank four", "error: argument --rank: invalid int value: 'four'; see run.py --help"),
+    Case("a command", "predcit --adapter a", "error: 'predcit' is no command; did you mean run.py predict?"),
+    Case("another command", "eval --adapter a", "error: 'eval' is no command; did you mean run.py evaluate?"),
+    Case("no command", "train", "error: 'train' is no command; see run.py --help"),
+    Case(
+        "a command behind its flags",
+        "--model bundled verify",
+        "error: unrecognized arguments: verify; did you mean run.py verify, before the flags?",
+    ),
+    Case("a method alone", "lora", "error: 'lora' is no command; did you mean --method lora?"),
+    Case(
+        "a file alone", "d.csv", "error: 'd.csv' is no command; did you mean --dataset d.csv?", {"d.csv": ""}
+    ),
+    Case(
+        "a method",
+        "--method lorra",
+        f"error: argument --method: invalid choice: 'lorra'; did you mean lora? (choose from {METHODS})",
+    ),
+    Case(
+        "no method",
+        "--method magic",
+        f"error: argument --method: invalid choice: 'magic' (choose from {METHODS}); see run.py --help",
+    ),
+    Case(
+        "a recipe",
+        "--recipe publish",
+        "error: argument --recipe: invalid choice: 'publish'; did you mean published? "
+        "(choose from published)",
+    ),
+    Case(
+        "a precision",
+        "evaluate --precision BF16",
+        "error: argument --precision: invalid choice: 'BF16'; did you mean bf16? (choose from auto, fp32, "
+        "bf16, fp16)",
+    ),
+    Case(
+        "an argument that is not UTF-8",
+        "predict --adapter a 'caf\udce9'",
+        r"error: the argument caf\xe9 is not UTF-8; type it or rename it in UTF-8",
+        head(),
+    ),
+    Case(
+        "an argument that the locale does not take",
+        "predict --adapter a 'caf\udcc3\udca9'",
+        "error: the argument caf\u00e9 is UTF-8, which this locale does not take; set PYTHONUTF8=1",
+        head(),
+    ),
+    Case(
+        "a folder that is not UTF-8",
+        "--output-dir \udcff\udcfe",
+        r"error: the argument \xff\xfe is not UTF-8; type it or rename it in UTF-8",
+    ),
+    Case(
+        "a dataset with a name too long",
+        "--dataset " + "x" * 300 + ".csv",
+        f"error: dataset '{'x' * 27}...': File name too long; check the path",
+    ),
+    Case(
+        "a folder below a file",
+        RUN + "--output-dir f/o/p",
+        "error: --output-dir 'f/o/p' cannot be written: 'f' is not a folder; name another",
+        {"f": ""},
+    ),
+    Case(
+        "a folder behind a broken link",
+        RUN + "--output-dir f",
+        "error: --output-dir 'f' cannot be written: a link to nothing; name another",
+        lambda: Path("f").symlink_to("nothing"),
+    ),
+    Case(
+        "a folder with a name too long",
+        RUN + "--output-dir o/" + "x" * 250,
+        f"error: --output-dir 'o/{'x' * 55}...' cannot be written: File name too long; name another",
+    ),
+    Case(
+        "a merged model below a file",
+        "merge --adapter a --out f/o",
+        "error: --out 'f/o' cannot be written: 'f' is not a folder; name another",
+        head(files={"f": ""}),
+    ),
+    Case(
+        "a merged model where something is",
+        "merge --adapter a --out a",
+        "error: --out a is not an empty folder; name a new one",
+        head(),
+    ),
+    Case(
+        "an evaluation below a file",
+        EVALUATE + "--output-dir d.csv/o",
+        "error: --output-dir 'd.csv/o' cannot be written: 'd.csv' is not a folder; name another",
+        head(files={"d.csv": TEN}),
+    ),
+    Case(
+        "splits of one file",
+        "--model bundled --dry-run --dataset d.csv --validation-split test",
+        "warning: --validation-split is of no use with one file, and left out; it names a split of a folder "
+        "or of the hub",
+        {"d.csv": TEN},
+    ),
+    Case(
+        "a flag of another method",
+        "--model bundled --dry-run --dataset d.csv --method head --rank 3",
+        "warning: --rank is no flag of --method head, and left out; see run.py --help",
+        {"d.csv": TEN},
+    ),
+    Case(
+        "more tokens than positions",
+        "--model bundled --dry-run --dataset d.csv --max-length 129",
+        "error: --max-length 129: this model has 128 positions; ask for fewer",
+        {"d.csv": TEN},
+    ),
+    Case(
+        "validation sentences that are trained on",
+        "--model bundled --dry-run --dataset d",
+        "warning: 2 of 20 validation sentences are also trained on, so the figures flatter: take them out "
+        "of either",
+        {"d/train.csv": "text,label\nfilm 1,good\nfilm 2,bad\n", "d/dev.csv": TEN},
+    ),
+    Case(
+        "fp16 on a CPU",
+        "--model bundled --dry-run --dataset d.csv --device cpu --precision fp16",
+        "warning: --precision fp16 is slow on a CPU; leave it out for a faster one, or take fp32",
+        {"d.csv": TEN},
+    ),
+    Case(
+        "one class alone",
+        TRAIN + "--batch-size 1 --epochs 2 --lr 30",
+        "warning: every prediction is 'good' at --lr 30 (the default here is 0.003); try that",
+        {"d.csv": TEN},
+    ),
+]
 
 TRAIN = "--model bundled --dataset . --method full --device cpu --precision fp32"
 Y = "y" * 27

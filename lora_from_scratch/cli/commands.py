@@ -5,67 +5,74 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from lora_from_scratch.base.load import load_model
+from lora_from_scratch.cli.lines import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled
-from lora_from_scratch.data.rows import Selection
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.data.labels import plain
+from lora_from_scratch.data.rows import Rows
+from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.files import appearing
 from lora_from_scratch.report.screen import not_beaten, summary
 from lora_from_scratch.runs.config import RunConfig
-from lora_from_scratch.runs.folder import RESULTS
-from lora_from_scratch.runs.predict import predict
+from lora_from_scratch.runs.place import RESULTS
+from lora_from_scratch.runs.predict import Prediction, labelled
+from lora_from_scratch.runs.prepare import decided_length
 from lora_from_scratch.runs.record import as_json, evaluation_record
+from lora_from_scratch.runs.seen import warn_if_trained_on
+from lora_from_scratch.runs.texts import write_table
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.evaluate import compare, evaluate, positive_id, predict_logits
 from lora_from_scratch.train.precision import resolve_precision
 
-PORTION = 4096  # lines that are read, and labelled, at a time
 MERGE_TOLERANCE = 1e-3  # of the largest logit: rounding in fp32 leaves 1e-5, a broken file anything
 PEFT_TOLERANCE = 1e-4
 
 
-def predict_lines(
-    adapter: Path, model: str | None, texts: list[str], file: Path | None, as_json: bool, device: str
+def predict(
+    adapter: Path,
+    model: str | None,
+    device: str,
+    label_names: list[str] | None,
+    texts: Iterator[str] | None = None,
+    as_json: bool = False,
+    table: tuple[Path, Rows, Path] | None = None,
 ) -> None:
-    """Print label, probability and text of each text, or else of each line of the file or of stdin.
+    """Label texts and print them, or the texts of a table into a copy of it: its path, its texts, the copy.
 
-    Tab-separated (a tab or line break inside a text becomes a space), or one JSON object a line. Every line
-    gets its answer, an empty one too, so that answers and lines stay side by side.
+    Printed are label, probability and text, tab-separated (a tab or line break inside a text becomes a
+    space), or one JSON object a line. Every line gets its answer, without a label where it is blank, so that
+    answers and lines stay side by side.
     """
-    lines = iter(texts) if texts else _lines(file)
-    adapted = load_adapted(adapter, model)
+    adapted = _named(load_adapted(adapter, model), label_names)
     merge_lora(adapted.model.to(resolve_device(device)))
-    while portion := list(islice(lines, PORTION)):
-        for prediction in predict(adapted, portion):
-            if as_json:
-                print(json.dumps(asdict(prediction), ensure_ascii=False))
-            else:
-                text = " ".join(prediction.text.split())
-                print(f"{prediction.label}\t{prediction.probability:.4f}\t{text}")
-        sys.stdout.flush()
+    if table:
+        path, rows, output = table
+        write_table(path, rows, chain.from_iterable(labelled(adapted, rows.texts)), output)
+        print(f"written     {output}: {len(rows):,} texts labelled")
+        return
+    show = partial(_as_json, ascii_alone=not speaks_utf8()) if as_json else _as_line
+    for portion in labelled(adapted, texts):
+        print("\n".join(map(show, portion)), flush=True)
 
 
 def merge(adapter: Path, model: str | None, out: Path) -> None:
     """Write the adapted model as a plain checkpoint, read it back, and print how well it agrees.
 
-    What was read back computes with transformers' own forward pass. UserError if `out` is not empty, or the
+    What was read back computes with transformers' own forward pass. UserError if the
     logits differ; then nothing stays behind.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is not an empty folder")
     adapted, texts = load_adapted(adapter, model), _probe()
     expected = _our_logits(adapted, texts)
     with appearing(out) as aside:
@@ -78,24 +85,20 @@ def merge(adapter: Path, model: str | None, out: Path) -> None:
     print(f"merged      {out}, read back by transformers on {len(texts)} sentences: {difference}")
 
 
-def evaluate_dataset(adapter: Path, **flags: object) -> None:
+def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunConfig) -> None:
     """Measure the adapted model on labelled sentences as a run does at its end, into a new results.json.
 
-    The flags are fields of RunConfig, `model` the base. UserError if one is out of its range, a label is not
-    among the model's, its logits are not finite, or the `output_dir` holds results.
+    `asked.model` is the base. UserError if a label is not among the model's, or its logits are not finite.
     """
-    asked = RunConfig(**flags)
-    if asked.output_dir and Path(asked.output_dir, RESULTS).exists():
-        raise UserError(f"--output-dir {asked.output_dir} holds results already: name another")
-    adapted = load_adapted(adapter, asked.model)
+    adapted = _named(load_adapted(adapter, asked.model), label_names)
     device = adapted.model.to(resolve_device(asked.device)).device
     precision = resolve_precision(asked.precision, device)
-    length = min(asked.max_length, adapted.model.config.n_positions)
+    length = decided_length(asked.max_length, adapted.model)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
     config["positive_class"] = asked.positive_class
     positive = positive_id(asked.positive_class, adapted.label_names)
-    columns = Selection(asked.text_column, asked.label_column)
-    split, source = load_labelled(asked.dataset, adapted.label_names, columns)
+    split, source = load_labelled(asked.dataset, adapted.label_names, asked.selection)
+    warn_if_trained_on(adapter, split.sentences)
     examples = tokenize(adapted.tokenizer, split.sentences, split.labels, length)
     evaluation = evaluate(adapted.model, examples, precision, positive=positive)
     folder = Path(asked.output_dir or _new_folder(f"evaluate-{adapter.resolve().name}"))
@@ -137,7 +140,7 @@ def verify(adapter: Path, model: str | None) -> None:
         print(f"{what:20}{difference}")
 
 
-BY_NAME = {"predict": predict_lines, "merge": merge, "evaluate": evaluate_dataset, "verify": verify}
+BY_NAME = {"predict": predict, "merge": merge, "evaluate": evaluate_dataset, "verify": verify}
 
 
 def _probe() -> list[str]:
@@ -166,11 +169,27 @@ def _new_folder(name: str) -> Path:
     return next(folder for folder in map(Path("runs").joinpath, names) if not folder.exists())
 
 
-def _lines(file: Path | None) -> Iterator[str]:
-    """The lines of a UTF-8 file, or of stdin, without their ends; UserError names one that is not UTF-8."""
-    with file.open("rb") if file else nullcontext(sys.stdin.buffer) as source:
-        for number, line in enumerate(source, start=1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file or 'stdin'}, line {number}: not UTF-8") from error
+def _named(adapted: Adapted, names: list[str] | None) -> Adapted:
+    """With these names for its ids. UserError where they do not fit, or the files carry others."""
+    there, number = adapted.label_names, len(adapted.label_names)
+    if names is None or names == there:
+        return adapted
+    if not plain(there):
+        raise UserError(f"--label-names: the files carry names already, {quoted(*there)}; leave the flag out")
+    if len(names) != number or len({name.strip() for name in names} - {""}) != number:
+        raise UserError(
+            f"--label-names takes {number} names that differ, one for each id, not {quoted(*names)}"
+        )
+    adapted.model.config.id2label = dict(enumerate(names))
+    adapted.model.config.label2id = {name: i for i, name in enumerate(names)}
+    return adapted
+
+
+def _as_line(prediction: Prediction) -> str:
+    if prediction.label is None:
+        return "\t\t"
+    return f"{prediction.label}\t{prediction.probability:.4f}\t{' '.join(prediction.text.split())}"
+
+
+def _as_json(prediction: Prediction, ascii_alone: bool) -> str:
+    return json.dumps(asdict(prediction), ensure_ascii=ascii_alone)

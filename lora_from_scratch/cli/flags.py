@@ -1,13 +1,18 @@
 """The command line's flags, read off what a run and each method can be asked."""
 
 import argparse
-from collections.abc import Set
+import re
+from collections.abc import Callable, Iterable, Sequence, Set
+from itertools import takewhile
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+from lora_from_scratch.cli.lines import nearest, one_line
+from lora_from_scratch.errors import quoted
 from lora_from_scratch.methods import DEFAULT, METHODS
 from lora_from_scratch.runs.config import PRECISIONS, RECIPES, RunConfig
 
+RUN = "run.py"  # without a command it trains
 COMMANDS = {
     "predict": "Label texts: label, probability and text, tab-separated, one line for each.",
     "merge": "Write a plain transformers checkpoint that needs neither this project nor PEFT.",
@@ -17,23 +22,73 @@ COMMANDS = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, without the usage before its errors."""
+    """argparse, without the usage before its errors, and with the name that somebody may have meant."""
 
     def error(self, message: str) -> None:
-        self.exit(2, f"error: {message}\n")
+        help_ = "" if "did you mean" in message else f"; see {self.prog} --help"
+        self.exit(2, f"error: {one_line(message + help_)}\n")
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
+        if self.prog == RUN and arguments and not arguments[0].startswith("-"):
+            self.error(f"{quoted(arguments[0])} is no command{_meant_alone(arguments[0])}")
+        words = takewhile("--".__ne__, arguments)  # behind it are texts
+        misspelt = [word for word in map(_flag_of, words) if word and word not in _flags(self)]
+        if misspelt and (meant := self._meant(misspelt[0])):  # also where a flag is missing on its account
+            self.error(f"unrecognized arguments: {misspelt[0]}{meant}")
+        flags, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(f"unrecognized arguments: {unknown[0]}{self._meant(unknown[0])}")
+        return flags
+
+    def _meant(self, word: str) -> str:
+        if not word.startswith("-"):
+            return _meant_alone(word)
+        owners = [name for name in COMMANDS if word in _flags(command_parser(name))]
+        if owners and self.prog == RUN:
+            return f"; did you mean run.py {' or '.join(owners)}, before the flags?"
+        return nearest(word, _flags(self))
+
+
+def _flag_of(word: str) -> str | None:
+    found = re.match(r"--[A-Za-z][\w-]*(?==|$)", word)
+    return found and found[0]
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    return ["--help", *re.findall(r"--[a-z][a-z-]*", parser.format_usage())]
+
+
+def _meant_alone(word: str) -> str:
+    """What a word that stands without a flag may have meant."""
+    if word in COMMANDS:
+        return f"; did you mean run.py {word}, before the flags?"
+    near = nearest(word, COMMANDS, "run.py ") or nearest(word, METHODS, "--method ")
+    return near or (f"; did you mean --dataset {word}?" if Path(word).is_file() else "")
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """A type of argparse's: one of these names. (Its own `choices` knows no near miss.)"""
+
+    def choose(word: str) -> str:
+        if word not in names:
+            near, choice = nearest(word, names), ", ".join(names)
+            raise argparse.ArgumentTypeError(f"invalid choice: {quoted(word)}{near} (choose from {choice})")
+        return word
+
+    return choose
 
 
 def run_parser() -> argparse.ArgumentParser:
     """The flags of a run. Flags that were not given are not in what it parses."""
     parser = OneLineParser(
-        prog="run.py",
+        prog=RUN,
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
         epilog="Afterwards: run.py predict, merge, evaluate or verify (each with --help).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     summaries = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
-    parser.add_argument("--method", choices=tuple(METHODS), help=f"{summaries} (default: {DEFAULT})")
+    parser.add_argument("--method", **_choice(METHODS), help=f"{summaries} (default: {DEFAULT})")
     common = RunConfig.__dataclass_fields__.keys() - {"method", "settings"}
     _add_flags(parser.add_argument_group("of every method"), RunConfig, common)
     seen: set[str] = set()  # a flag that two methods share is shown once
@@ -42,7 +97,7 @@ def run_parser() -> argparse.ArgumentParser:
         _add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen)
         seen |= own
     add = parser.add_argument_group("and").add_argument
-    add("--recipe", choices=tuple(RECIPES), help="published: the published table's; flags override it")
+    add("--recipe", **_choice(RECIPES), help="published: the published table's; flags override it")
     add("--dry-run", action="store_true", help="show parameters and batches, train nothing")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -50,7 +105,7 @@ def run_parser() -> argparse.ArgumentParser:
 
 def command_parser(command: str) -> argparse.ArgumentParser:
     """The flags of what can be done with what a run left."""
-    parser = OneLineParser(prog=f"run.py {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = OneLineParser(prog=f"{RUN} {command}", description=COMMANDS[command], allow_abbrev=False)
     add = parser.add_argument
     add("--adapter", type=Path, required=True, metavar="RUN", help="the folder of a run, or of PEFT's files")
     add("--model", metavar="BASE", help="its base (default: the one that the files name)")
@@ -58,17 +113,34 @@ def command_parser(command: str) -> argparse.ArgumentParser:
         add("texts", nargs="*", metavar="TEXT")
         add("--file", type=Path, help="UTF-8, one text a line (default: stdin)")
         add("--json", action="store_true", dest="as_json", help="one JSON object a line")
+        add("--dataset", type=Path, metavar="FILE", help="a table of texts, to be labelled into --output")
+        add("--text-column", metavar="NAME", help="where its texts are (default: sentence, else text)")
+        add(
+            "--output", type=Path, metavar="FILE", help="new: the table with its labels, .csv, .tsv or .jsonl"
+        )
+        add("--drop-blank", action="store_true", help="give blank texts no label, instead of refusing them")
     if command == "merge":
         add("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
     if command == "evaluate":
         add("--dataset", required=True, help="as in training; of a file every row, else the validation rows")
-        _add_flags(parser, RunConfig, {"text_column", "label_column", "positive_class", "max_length"})
-        add("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
+        names = {"text_column", "label_column", "validation_split", "drop_blank"}
+        _add_flags(parser, RunConfig, names | {"positive_class", "max_length"})
+        add("--precision", **_choice(PRECISIONS), default="fp32", help="(default: fp32)")
         add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
     if command in ("predict", "evaluate"):
+        add(
+            "--label-names",
+            nargs="+",
+            metavar="NAME",
+            help="by id, where the files carry none (LABEL_0, ...)",
+        )
         add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _choice(names: Iterable[str]) -> dict[str, object]:
+    return {"type": one_of(names), "metavar": f"{{{','.join(names)}}}"}
 
 
 def _add_flags(group: argparse._ActionsContainer, owner: type, names: Set[str]) -> None:
@@ -82,7 +154,9 @@ def _add_flags(group: argparse._ActionsContainer, owner: type, names: Set[str]) 
                 shown = shown and " ".join(map(str, shown))
             while inner := get_args(kind):  # int of `int | None`, str of `tuple[str, ...]`
                 kind = inner[0]
+            choices = options.pop("choices", None)
             options |= {"action": "store_true"} if kind is bool else {"type": kind}
+            options |= _choice(choices) if choices else {}
             if shown is not None and shown is not False:
                 text += f" (default: {shown})"
             flag = "--" + name.replace("_", "-")

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_from_scratch.base.reachable import go_offline_if_unreachable
+from lora_from_scratch.cli.checks import check_arguments, check_command, check_run
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
+from lora_from_scratch.cli.lines import escape_what_cannot_be_encoded, one_line
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import DEFAULT, method_named
 from lora_from_scratch.runs.config import RECIPES, RunConfig
@@ -22,12 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after a mistake of the user's, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else None
+    escape_what_cannot_be_encoded()
     flags = vars((command_parser(command) if command else run_parser()).parse_args(arguments))
     debug = flags.pop("debug", False)
     warnings.showwarning = _show_warning
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
+        check_arguments(arguments)
         _run_command(command, flags) if command else _train(flags)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -35,19 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if debug:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted{_one_line(interrupt)}", file=sys.stderr)
+        print(f"interrupted{one_line(interrupt)}", file=sys.stderr)
         return 130
     return 0
 
 
 def _run_command(name: str, flags: dict[str, object]) -> None:
-    if name == "predict" and flags["texts"] and flags["file"]:
-        raise UserError("give texts or --file, not both")
+    flags = check_command(name, flags)
     go_offline_if_unreachable()
-    from lora_from_scratch.cli import commands
+    from lora_from_scratch.cli import commands  # torch and transformers: seconds
 
     commands.BY_NAME[name](**flags)
 
@@ -55,8 +58,9 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
 def _train(flags: dict[str, object]) -> None:
     dry_run = flags.pop("dry_run", False)
     config = _config(flags)
+    check_run(config, dry_run)
     go_offline_if_unreachable()
-    from lora_from_scratch.report import screen  # torch and transformers: seconds
+    from lora_from_scratch.report import screen
     from lora_from_scratch.runs.prepare import prepare
 
     prepared = prepare(config)
@@ -76,7 +80,10 @@ def _config(flags: dict[str, object]) -> RunConfig:
     asked = {**RECIPES.get(flags.pop("recipe", None), {}), **flags}
     for name in flags.keys() - own:
         flag = "--" + name.replace("_", "-")
-        print(f"warning: {flag} is no flag of --method {method.name}, and left out", file=sys.stderr)
+        print(
+            f"warning: {flag} is no flag of --method {method.name}, and left out; see run.py --help",
+            file=sys.stderr,
+        )
     asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
     return RunConfig(**{name: asked[name] for name in asked.keys() & own})
 
@@ -102,6 +109,7 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
     kept = f"; what was trained is in {folder}"
     try:
         evaluation = execute.evaluate_prepared(prepared)
+        execute.warn_of_rate(prepared, training, evaluation)
         results = runs.write_record(record.run_record(prepared, training, evaluation, folder), folder)
         if training and not prepared.config.random_init:
             _add(runs.CARD, lambda: card.model_card(results).encode(), folder)
@@ -112,7 +120,7 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in f"{type(error)} {error}".lower():
             raise  # a defect, where PyTorch out of memory is not
-        raise UserError(_one_line(error) + kept) from error
+        raise UserError(one_line(error) + kept) from error
     print(f"\n{screen.summary(results)}")
     if said := screen.not_beaten(results):
         print(f"warning: {said}", file=sys.stderr)
@@ -127,13 +135,9 @@ def _add(name: str, make: Callable[[], bytes | None], folder: Path) -> None:
         if contents := make():
             add_file(name, contents, folder)
     except Exception as error:
-        print(f"warning: {folder} has no {name}: {_one_line(error)}", file=sys.stderr)
+        print(f"warning: {folder} has no {name}: {one_line(error)}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     if category is UserWarning:  # others are for developers
-        print(f"warning: {_one_line(message)}", file=sys.stderr)
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+        print(f"warning: {one_line(message)}", file=sys.stderr)

@@ -5,8 +5,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lora_from_scratch.data.files import is_table, read_rows
 from lora_from_scratch.data.hub import is_hub_name, rows_of_hub, warn_of_shadow
 from lora_from_scratch.data.labels import label_ids, label_names, plain
@@ -103,8 +101,24 @@ def _path(name: str) -> Path:
     return BUNDLED_DATASET if name == BUNDLED else Path(name)
 
 
+def local_files(name: str, selection: Selection, whole: bool = False) -> list[Path]:
+    """The files that `load_dataset`, or `load_labelled` (`whole`), reads; none where it asks the hub.
+
+    Raises what they do about the name.
+    """
+    path = _path(name)
+    if path.is_dir():
+        train = [] if whole else [_file(path, "train", selection.train_split)]
+        return [*train, _validation_file(path, selection)]
+    if not path.is_file():
+        _refuse_path(name)
+    return [path] if path.is_file() else []
+
+
 def _held_out(rows: Rows) -> tuple[Rows, Rows]:
     """The same tenth of the rows for whoever asks, as the second part; both in the order of their source."""
+    import torch  # here alone: the rest of this file answers mistakes before seconds of imports
+
     held_out = max(1, round(0.1 * len(rows)))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     return rows.take(sorted(order[held_out:])), rows.take(sorted(order[:held_out]))
@@ -132,6 +146,10 @@ def _file(folder: Path, split: str, asked: str | None, *usual: str) -> Path:
 
 
 def _from_hub(name: str, selection: Selection) -> tuple[Rows, Rows, str]:
+    _refuse_path(name)
+    return rows_of_hub(name, selection)
+
+
+def _refuse_path(name: str) -> None:
     if is_table(name) or not is_hub_name(name):
         raise NotFound(f"dataset {name!r}: no such file or folder; check the path")
-    return rows_of_hub(name, selection)

@@ -27,12 +27,12 @@ def appearing(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     place = folder if folder.exists() else folder.parent
     made = [path for path in (place, *place.parents) if not path.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.part-"
-    for where in {place, folder.parent}:
-        _clear_litter(where, prefix)
-    aside = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+    prefix, aside = f".{folder.name}.part-", None
     try:
+        place.mkdir(parents=True, exist_ok=True)
+        for where in {place, folder.parent}:
+            _clear_litter(where, prefix)
+        aside = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
         yield aside
         for path in (*aside.iterdir(), aside):
             _publish(path)
@@ -43,7 +43,8 @@ def appearing(folder: Path) -> Iterator[Path]:
         else:
             aside.rename(folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside:
+            shutil.rmtree(aside, ignore_errors=True)
         for path in made:  # unless somebody has put something there meanwhile
             with suppress(OSError):
                 path.rmdir()

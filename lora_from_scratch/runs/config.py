@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
+from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import DEFAULT, METHODS, method_named
 from lora_from_scratch.methods.interface import Method, at_least_one, flag, positive
@@ -46,7 +47,14 @@ class RunConfig:
     positive_class: str | None = flag(
         None, "whose F1 is shown (default: of two labels the second, else the mean of all)", "NAME"
     )
-    max_length: int = flag(128, "cut sentences there", "TOKENS")
+    train_split: str | None = flag(None, "of a hub dataset or a folder (default: train)", "NAME")
+    validation_split: str | None = flag(
+        None, "of a hub dataset or a folder (default: the first of validation, val, dev, test)", "NAME"
+    )
+    drop_blank: bool = flag(False, "leave out rows with a blank text")
+    max_length: int | None = flag(
+        None, "cut sentences there (default: 128, or the model's positions where they are fewer)", "TOKENS"
+    )
     limit_train: int | None = flag(None, "train on N sentences, drawn at random", "N")
     epochs: int | None = flag(None, "passes over the sentences (default: 2; bundled sentences: 16)")
     max_steps: int | None = flag(None, "stop after N steps", "N")
@@ -83,6 +91,11 @@ class RunConfig:
             raise UserError(f"--weight-decay must not be negative, not {self.weight_decay:g}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must lie in 0 .. 2^63 - 1, not {self.seed}")
+
+    @property
+    def selection(self) -> Selection:
+        """What of the dataset is read."""
+        return Selection(**{f.name: getattr(self, f.name) for f in fields(Selection)})
 
     @property
     def way(self) -> Method:

@@ -1,11 +1,14 @@
 """Train what was prepared, and evaluate what will be saved."""
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from statistics import mean
 
 import torch
 
 from lora_from_scratch.core.gpt2 import classify as plain_classify
+from lora_from_scratch.errors import quoted
 from lora_from_scratch.fast.embedding_rows import Occurring
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.switch import fast_training
@@ -18,6 +21,7 @@ from lora_from_scratch.train.measure import tensor_bytes
 from lora_from_scratch.train.precision import DTYPES
 from lora_from_scratch.train.training import train
 
+STEPS_TOLD = 20  # fewer say nothing of a learning rate
 EVALUATION = "fp32"  # whatever training computed in: what predict, merge and PEFT compute in
 
 
@@ -48,7 +52,31 @@ def run(config: RunConfig) -> RunResult:
 def execute(prepared: Prepared) -> RunResult:
     """Train and evaluate what `prepare` made ready."""
     training = train_prepared(prepared)
-    return RunResult(prepared, training, evaluate_prepared(prepared))
+    evaluation = evaluate_prepared(prepared)
+    warn_of_rate(prepared, training, evaluation)
+    return RunResult(prepared, training, evaluation)
+
+
+def warn_of_rate(prepared: Prepared, training: Training | None, evaluation: Evaluation) -> None:
+    """Tell in one line where the learning rate was of no use: the loss did not fall, or one class is left."""
+    if training is None or training.steps < STEPS_TOLD:
+        return
+    losses, tenth = [row["loss"] for row in training.metrics], training.steps // 10
+    first, last = mean(losses[:tenth]), mean(losses[-tenth:])
+    classes = sorted(set(evaluation.predictions))
+    config = prepared.config
+    usual = config.way.default_lr(prepared.model.config.n_embd)
+    default = "the default" if config.lr == usual else f"the default here is {usual:g}"
+    if last > 1.05 * first:  # a smaller rise is chance where nothing was learned
+        seen, advice = f"the loss rose from {first:.2f} to {last:.2f}", "try a lower one"
+    elif last > first:
+        seen, advice = f"the loss did not fall from {first:.2f}", "try more --epochs or a higher one"
+    elif len(classes) == 1:
+        seen = f"every prediction is {quoted(prepared.dataset.label_names[classes[0]])}"
+        advice = "try more --epochs or another one" if config.lr == usual else "try that"
+    else:
+        return
+    warnings.warn(f"{seen} at --lr {config.lr:g} ({default}); {advice}", stacklevel=2)
 
 
 def train_prepared(prepared: Prepared) -> Training | None:

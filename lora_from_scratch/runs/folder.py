@@ -1,7 +1,6 @@
 """The folder of one run: what was trained first, then what it is worth, then what people look at."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,23 +9,18 @@ from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.adapted import Adapted
 from lora_from_scratch.formats.files import appearing, write_whole
 from lora_from_scratch.formats.table import FORMATS, format_named
+from lora_from_scratch.runs.place import RESULTS, check_place
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.runs.record import as_json, run_record
 from lora_from_scratch.train.log import Training
 
-RESULTS, METRICS, PICTURE, CARD = "results.json", "metrics.jsonl", "training.png", "README.md"
+METRICS, PICTURE, CARD = "metrics.jsonl", "training.png", "README.md"
 OURS = {RESULTS, METRICS, PICTURE, CARD, *(n for format in FORMATS for n in format_named(format).FILES)}
 
 
 def check_folder(folder: Path) -> None:
     """Fail before training: UserError if the folder cannot be written to, or holds somebody else's files."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"--output-dir {folder}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output-dir {folder}: no permission to write in {existing}")
+    check_place(folder)
     for name in sorted(OURS - listed_files(folder)):
         if (folder / name).exists():
             raise UserError(f"--output-dir {folder} holds a {name} that is no earlier run's: name another")

@@ -1,6 +1,5 @@
 """From what a run is asked to what it will do: data, base, adapted model, tokens; no choice stays open."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,13 +11,15 @@ from lora_from_scratch.base import load as base
 from lora_from_scratch.base.fingerprint import weights_fingerprint
 from lora_from_scratch.data import dataset as data
 from lora_from_scratch.data.batches import TokenizedExamples, tokenize
-from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig, adapt
+from lora_from_scratch.runs.draws import generator_for, limited
+from lora_from_scratch.runs.seen import warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.evaluate import positive_id
 from lora_from_scratch.train.precision import resolve_precision
 
+MAX_LENGTH = 128  # tokens, if the model reads as many
 EPOCHS, BUNDLED_EPOCHS = 2, 16  # the bundled sentences are few
 
 
@@ -45,19 +46,13 @@ class Prepared:
         return data.display_name(self.config.dataset)
 
 
-def generator_for(seed: int, purpose: str) -> torch.Generator:
-    """A generator of its own for each purpose, so that what one draws moves none of the others."""
-    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
 def prepare(config: RunConfig) -> Prepared:
     """Load data, tokenizer and model, adapt the model to the method, and tokenize.
 
     A model or dataset that the config does not name comes from the hub or its cache, and if it is not to be
     had there, from the bundle. UserError says what is wrong; nothing has been trained or written yet.
     """
-    device, columns = resolve_device(config.device), Selection(config.text_column, config.label_column)
+    device = resolve_device(config.device)
     substituted: dict[str, str] = {}
 
     def find(
@@ -71,7 +66,7 @@ def prepare(config: RunConfig) -> Prepared:
             substituted[default] = error.why
             return bundled, load(bundled)
 
-    load_dataset = partial(data.load_dataset, selection=columns)
+    load_dataset = partial(data.load_dataset, selection=config.selection)
     dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
     positive_id(config.positive_class, dataset.label_names)  # refused before the model is loaded
     load_tokenizer = partial(base.load_tokenizer, weights=not config.random_init)
@@ -79,8 +74,6 @@ def prepare(config: RunConfig) -> Prepared:
     model_name = base.lasting_name(model_name)
     base_again = partial(_load_base, model_name, dataset.label_names, tokenizer.pad_token_id, config)
     model = base_again()
-    if config.max_length > (positions := model.config.n_positions):
-        raise UserError(f"--max-length {config.max_length}: this model has {positions} positions")
     config = replace(
         config,
         model=model_name,
@@ -88,13 +81,23 @@ def prepare(config: RunConfig) -> Prepared:
         device=str(device),
         precision=resolve_precision(config.precision, device),
         lr=config.lr or config.way.default_lr(model.config.n_embd),
+        max_length=decided_length(config.max_length, model),
         epochs=config.epochs or (BUNDLED_EPOCHS if dataset_name == data.BUNDLED else EPOCHS),
     )
     digest = weights_fingerprint(model, ["score.weight"])
     model = adapt(model, config, generator_for(config.seed, "adapter")).to(device)
-    splits = (_limited(dataset.train, config), dataset.validation)
+    splits = train, validation = (limited(dataset.train, config.limit_train, config.seed), dataset.validation)
+    warn_if_in_both(train.sentences, validation.sentences)
     examples = (tokenize(tokenizer, part.sentences, part.labels, config.max_length) for part in splits)
     return Prepared(config, model, tokenizer, dataset, *examples, digest, base_again, substituted)
+
+
+def decided_length(asked: int | None, model: GPT2ForSequenceClassification) -> int:
+    """How many tokens of a sentence are read. UserError if the model has not as many positions as asked."""
+    positions = model.config.n_positions
+    if asked and asked > positions:
+        raise UserError(f"--max-length {asked}: this model has {positions} positions; ask for fewer")
+    return asked or min(MAX_LENGTH, positions)
 
 
 def _load_base(
@@ -103,10 +106,3 @@ def _load_base(
     torch.manual_seed(config.seed)  # what random weights are drawn from
     generator = generator_for(config.seed, "head")
     return base.load_model(name, label_names, pad_token_id, generator, config.random_init)
-
-
-def _limited(split: data.Split, config: RunConfig) -> data.Split:
-    if config.limit_train is None or config.limit_train >= len(split):
-        return split
-    order = torch.randperm(len(split), generator=generator_for(config.seed, "subset"))
-    return split.take(order[: config.limit_train].tolist())

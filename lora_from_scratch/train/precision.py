@@ -1,5 +1,7 @@
 """In what precision a model computes: fp32, bf16, or fp16 with its GradScaler."""
 
+import warnings
+
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -7,6 +9,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """ "auto" is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU."""
+    if name == "fp16" and device.type == "cpu":
+        warnings.warn(
+            "--precision fp16 is slow on a CPU; leave it out for a faster one, or take fp32", stacklevel=2
+        )
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -1,0 +1,114 @@
+"""Mistakes that are told at once: before torch and transformers are imported, which takes seconds.
+
+A check returns the flags as the command takes them.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lora_from_scratch.data.dataset import local_files
+from lora_from_scratch.data.files import open_table
+from lora_from_scratch.data.rows import Selection
+from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.runs import texts as sources
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.place import RESULTS, check_new_file, check_place
+
+Flags = dict[str, object]
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what no file and no library takes: bytes of the command line that are no UTF-8."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            given = os.fsencode(argument)
+            shown = given.decode(errors="backslashreplace")[:60]
+            advice = "is not UTF-8; type it or rename it in UTF-8"
+            if "\\x" not in shown:
+                advice = "is UTF-8, which this locale does not take; set PYTHONUTF8=1"
+            raise UserError(f"the argument {shown} {advice}") from None
+
+
+def check_run(config: RunConfig, dry_run: bool) -> None:
+    """The dataset, where it is a local one, and the folder for what is trained."""
+    if config.dataset:
+        _check_dataset(config.dataset, config.selection)
+    if not dry_run:
+        check_place(Path(config.output_dir or config.default_folder()))
+
+
+def check_command(name: str, flags: Flags) -> Flags:
+    """A command's flags as it takes them. UserError for what can be known to be wrong with them."""
+    adapter = flags["adapter"]
+    if not adapter.is_dir():
+        raise UserError(f"--adapter {adapter}: no such folder; name the one that a run printed at its end")
+    check = BY_NAME.get(name)
+    return check(**flags) if check else flags
+
+
+def _check_predict(
+    texts: list[str],
+    file: Path | None,
+    dataset: Path | None,
+    output: Path | None,
+    text_column: str | None,
+    as_json: bool,
+    drop_blank: bool,
+    **others: object,
+) -> Flags:
+    if (len(texts) > 0) + (file is not None) + (dataset is not None) > 1:
+        raise UserError("texts, --file and --dataset do not go together; give one of them")
+    if dataset is None:
+        if output or text_column:
+            flag = "--output" if output else "--text-column"
+            raise UserError(f"{flag} belongs to a table; name it with --dataset")
+        found = sources.given(texts, drop_blank) if texts else sources.lines(file, drop_blank)
+        return {"texts": found, "as_json": as_json, **others}
+    if output is None:
+        raise UserError("--dataset needs a file for the labelled table; name it with --output labelled.csv")
+    if as_json:
+        raise UserError("--json does not go with --dataset; end --output in .jsonl")
+    check_new_file(output, "--output")
+    rows = sources.read_table(dataset, text_column, drop_blank, output)
+    return {"table": (dataset, rows, output), **others}
+
+
+def _check_merge(out: Path, **others: object) -> Flags:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not an empty folder; name a new one")
+    check_place(out, "--out")
+    return {"out": out, **others}
+
+
+def _check_evaluate(adapter: Path, label_names: list[str] | None, **flags: object) -> Flags:
+    asked = RunConfig(**flags)
+    if asked.output_dir and Path(asked.output_dir, RESULTS).exists():
+        raise UserError(f"--output-dir {asked.output_dir} holds results already; name another")
+    check_place(Path(asked.output_dir or "runs/evaluate"))
+    _check_dataset(asked.dataset, asked.selection, whole=True)
+    return {"adapter": adapter, "label_names": label_names, "asked": asked}
+
+
+def _check_dataset(name: str, selection: Selection, whole: bool = False) -> None:
+    for flag in ("train_split", "validation_split"):
+        if getattr(selection, flag) and Path(name).is_file():
+            told = f"--{flag.replace('_', '-')} is of no use with one file, and left out"
+            warnings.warn(f"{told}; it names a split of a folder or of the hub", stacklevel=2)
+    try:
+        files = local_files(name, selection, whole)
+    except OSError as error:  # a name too long, a folder that is not to be read
+        raise UserError(f"dataset {quoted(name)}: {error.strerror}; check the path") from error
+    for path in files:
+        table = open_table(path)
+        selection.found_in(table.columns, table.source)
+
+
+BY_NAME: dict[str, Callable[..., Flags]] = {
+    "predict": _check_predict,
+    "merge": _check_merge,
+    "evaluate": _check_evaluate,
+}
