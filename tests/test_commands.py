@@ -52,11 +52,13 @@ def runs(tmp_path_factory) -> Path:
 def merged(runs) -> tuple[Path, dict[str, str]]:
     """Every run, merged: a folder with one for each method, and what was printed."""
     texts = {}
-    for method in METHODS:
-        with redirect_stdout(io.StringIO()) as out:
-            command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
-            assert cli.main(command) == 0
-        texts[method] = out.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        compare_few(patch, 60)
+        for method in METHODS:
+            with redirect_stdout(io.StringIO()) as out:
+                command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
+                assert cli.main(command) == 0
+            texts[method] = out.getvalue()
     return runs / "merged", texts
 
 
@@ -81,12 +83,16 @@ print(answers)
     return ast.literal_eval(done.stdout)
 
 
+def compare_few(patch: pytest.MonkeyPatch, count: int) -> None:
+    """merge and verify compare on so many of the bundled sentences: less to find a difference with."""
+    whole = load_dataset("bundled")
+    few = replace(whole, validation=whole.validation.take(list(range(count))))
+    patch.setattr(commands, "load_dataset", lambda name, *_: few)
+
+
 @pytest.fixture
 def few_sentences(monkeypatch) -> None:
-    """merge and verify compare on 20 of the bundled sentences: less to find a difference with."""
-    whole = load_dataset("bundled")
-    few = replace(whole, validation=whole.validation.take(list(range(20))))
-    monkeypatch.setattr(commands, "load_dataset", lambda name, *_: few)
+    compare_few(monkeypatch, 20)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -369,20 +375,6 @@ def test_label_names_where_the_files_carry_none(runs, capsys, tmp_path):
     assert values["accuracy"] == trained["accuracy"] and values["f1_of"] == trained["f1_of"]
 
 
-@pytest.mark.filterwarnings("ignore:.*does not say on which base")
-def test_reported_cases(shared, capsys, tmp_path):
-    cases = shared / "cases"
-    overflowing = ["--model", "bundled", "--adapter", str(cases / "adapter-overflowing" / "adapter")]
-    assert "logits are not finite" in fails(capsys, "predict", *overflowing, "a fine film")
-    plain = ["--model", "bundled", "--adapter", str(cases / "adapter-plain" / "adapter")]
-    for length in ("-1", "0"):
-        flags = ["--dataset", str(cases / "evaluate-max-length" / "dev.csv"), "--max-length", length]
-        assert "--max-length must be at least 1" in fails(capsys, "evaluate", *plain, *flags)
-    named = ["--dataset", str(cases / "named-labels" / "named.csv"), "--output-dir", str(tmp_path)]
-    assert "--label-names" in fails(capsys, "evaluate", *plain, *named)
-    assert cli.main(["evaluate", *plain, *named, "--label-names", "negative", "positive"]) == 0
-
-
 def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch):
     """A whole run on a file, its subset drawn, and the file evaluated; then as it is no longer the same."""
     monkeypatch.chdir(tmp_path)
@@ -499,10 +491,12 @@ def test_compare_sees_flips_and_what_is_not_finite():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
-@pytest.mark.parametrize("method", ["lora", "prelayer"])
-def test_verify_compares_with_peft_both_ways(runs, method, capsys):
+@pytest.mark.parametrize(("method", "count"), [("lora", 60), ("prelayer", 20)])
+def test_verify_compares_with_peft_both_ways(runs, method, count, capsys, monkeypatch):
+    assert len(commands._probe()) == 499
+    compare_few(monkeypatch, count)
     out = printed(capsys, "verify", "--adapter", runs / method)
-    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and "499 sentences" in out
+    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and f"{count + 1} sentences" in out
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -189,7 +189,7 @@ def test_a_table_gives_all_columns(tmp_path):
 def test_a_large_file_reads_as_a_small_one(tmp_path, monkeypatch, name):
     draw = random.Random(0)
     read = at_once = 0
-    for _ in range(1500):
+    for _ in range(500):
         alphabet = draw.choice(["abc ,", 'ab"', 'a"\t ,', 'a"\n,;', "a\r ", "é\x85,", "a\0"])
         header = draw.choice([["text", "label"], ["label", "id", "text"], ["text", "label", "text2"]])
         rows = [["".join(draw.choices(alphabet, k=draw.randint(0, 5))) for _ in header] for _ in range(3)]
@@ -214,4 +214,4 @@ def test_a_large_file_reads_as_a_small_one(tmp_path, monkeypatch, name):
         assert outcomes[0] == outcomes[1], content
         read += isinstance(outcomes[1], tuple)
         at_once += isinstance(outcomes[1], tuple) and isinstance(rows_read.numbers, range)
-    assert read > 300 and at_once > 100, (read, at_once)
+    assert read > 100 and at_once > 30, (read, at_once)
