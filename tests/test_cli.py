@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_from_scratch.cli import main as cli
-from lora_from_scratch.cli.lines import one_line
+from lora_from_scratch.cli.one_line import one_line
 from lora_from_scratch.report import screen
 from lora_from_scratch.runs.config import RECIPES
 

@@ -29,7 +29,7 @@ from lora_from_scratch.data.dataset import load_dataset, load_labelled
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs import predict as labelling
-from lora_from_scratch.runs import texts
+from lora_from_scratch.runs import texts_to_label as texts
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train import evaluate
 from lora_from_scratch.train.evaluate import compare, predict_logits

@@ -15,10 +15,10 @@ from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.data.rows import Selection
-from lora_from_scratch.runs.draws import generator_for
 from lora_from_scratch.runs.execute import execute, train_prepared, warn_of_rate
 from lora_from_scratch.runs.prepare import decided_length, prepare
-from lora_from_scratch.runs.seen import seen_in, warn_if_in_both
+from lora_from_scratch.runs.random_draws import generator_for
+from lora_from_scratch.runs.trained_on import seen_in, warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.precision import resolve_precision
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lora_from_scratch.base.load import load_model
-from lora_from_scratch.cli.lines import speaks_utf8
+from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled
@@ -26,12 +26,12 @@ from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.files import appearing
 from lora_from_scratch.report.screen import not_beaten, summary
 from lora_from_scratch.runs.config import RunConfig
-from lora_from_scratch.runs.place import RESULTS
 from lora_from_scratch.runs.predict import Prediction, labelled
 from lora_from_scratch.runs.prepare import decided_length
 from lora_from_scratch.runs.record import as_json, evaluation_record
-from lora_from_scratch.runs.seen import warn_if_trained_on
-from lora_from_scratch.runs.texts import write_table
+from lora_from_scratch.runs.texts_to_label import write_table
+from lora_from_scratch.runs.trained_on import warn_if_trained_on
+from lora_from_scratch.runs.writable import RESULTS
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.evaluate import compare, evaluate, positive_id, predict_logits
 from lora_from_scratch.train.precision import resolve_precision

@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from lora_from_scratch.cli.lines import nearest, one_line
+from lora_from_scratch.cli.one_line import nearest, one_line
 from lora_from_scratch.errors import quoted
 from lora_from_scratch.methods import DEFAULT, METHODS
 from lora_from_scratch.runs.config import PRECISIONS, RECIPES, RunConfig

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_from_scratch.base.reachable import go_offline_if_unreachable
-from lora_from_scratch.cli.checks import check_arguments, check_command, check_run
+from lora_from_scratch.cli.early_checks import check_arguments, check_command, check_run
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
-from lora_from_scratch.cli.lines import escape_what_cannot_be_encoded, one_line
+from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import DEFAULT, method_named
 from lora_from_scratch.runs.config import RECIPES, RunConfig

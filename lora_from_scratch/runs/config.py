@@ -56,7 +56,7 @@ class RunConfig:
         None, "cut sentences there (default: 128, or the model's positions where they are fewer)", "TOKENS"
     )
     limit_train: int | None = flag(None, "train on N sentences, drawn at random", "N")
-    epochs: int | None = flag(None, "passes over the sentences (default: 2; bundled sentences: 16)")
+    epochs: int | None = flag(None, "passes over the sentences (default: 48,000 / sentences, from 2 to 32)")
     max_steps: int | None = flag(None, "stop after N steps", "N")
     batch_size: int = flag(16, "sentences a step", "B")
     lr: float | None = flag(None, "peak learning rate (default: chosen by method; see docs/commands.md)")

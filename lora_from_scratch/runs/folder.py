@@ -9,9 +9,9 @@ from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.adapted import Adapted
 from lora_from_scratch.formats.files import appearing, write_whole
 from lora_from_scratch.formats.table import FORMATS, format_named
-from lora_from_scratch.runs.place import RESULTS, check_place
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.runs.record import as_json, run_record
+from lora_from_scratch.runs.writable import RESULTS, check_place
 from lora_from_scratch.train.log import Training
 
 METRICS, PICTURE, CARD = "metrics.jsonl", "training.png", "README.md"

@@ -13,14 +13,13 @@ from lora_from_scratch.data import dataset as data
 from lora_from_scratch.data.batches import TokenizedExamples, tokenize
 from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig, adapt
-from lora_from_scratch.runs.draws import generator_for, limited
-from lora_from_scratch.runs.seen import warn_if_in_both
+from lora_from_scratch.runs.random_draws import generator_for, limited
+from lora_from_scratch.runs.trained_on import warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.evaluate import positive_id
 from lora_from_scratch.train.precision import resolve_precision
 
 MAX_LENGTH = 128  # tokens, if the model reads as many
-EPOCHS, BUNDLED_EPOCHS = 2, 16  # the bundled sentences are few
 
 
 @dataclass(frozen=True)
@@ -82,14 +81,22 @@ def prepare(config: RunConfig) -> Prepared:
         precision=resolve_precision(config.precision, device),
         lr=config.lr or config.way.default_lr(model.config.n_embd),
         max_length=decided_length(config.max_length, model),
-        epochs=config.epochs or (BUNDLED_EPOCHS if dataset_name == data.BUNDLED else EPOCHS),
     )
     digest = weights_fingerprint(model, ["score.weight"])
     model = adapt(model, config, generator_for(config.seed, "adapter")).to(device)
     splits = train, validation = (limited(dataset.train, config.limit_train, config.seed), dataset.validation)
     warn_if_in_both(train.sentences, validation.sentences)
+    config = replace(config, epochs=config.epochs or default_epochs(len(train)))
     examples = (tokenize(tokenizer, part.sentences, part.labels, config.max_length) for part in splits)
     return Prepared(config, model, tokenizer, dataset, *examples, digest, base_again, substituted)
+
+
+def default_epochs(sentences: int) -> int:
+    """So many passes that 48,000 sentences are seen, but between 2 and 32.
+
+    A small set needs more passes than the two of the published table: see benchmarks/results/epochs-cpu.json.
+    """
+    return min(32, max(2, round(48_000 / sentences)))
 
 
 def decided_length(asked: int | None, model: GPT2ForSequenceClassification) -> int:

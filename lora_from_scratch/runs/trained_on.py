@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lora_from_scratch.data.dataset import Dataset, load_dataset, local_files
 from lora_from_scratch.data.rows import Selection
-from lora_from_scratch.runs.draws import limited
-from lora_from_scratch.runs.place import RESULTS
+from lora_from_scratch.runs.random_draws import limited
+from lora_from_scratch.runs.writable import RESULTS
 
 TOLD = 0.01  # the share of sentences from which on it is told; SST-2 and the bundle have none
 

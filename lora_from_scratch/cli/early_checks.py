@@ -12,9 +12,9 @@ from lora_from_scratch.data.dataset import local_files
 from lora_from_scratch.data.files import open_table
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import UserError, quoted
-from lora_from_scratch.runs import texts as sources
+from lora_from_scratch.runs import texts_to_label as sources
 from lora_from_scratch.runs.config import RunConfig
-from lora_from_scratch.runs.place import RESULTS, check_new_file, check_place
+from lora_from_scratch.runs.writable import RESULTS, check_new_file, check_place
 
 Flags = dict[str, object]
 
