@@ -98,6 +98,20 @@ def rates(file: dict) -> str:
     return table(*rows)
 
 
+def epochs(file: dict) -> str:
+    """Accuracy by the number of epochs, a row a dataset; below it, where it was measured."""
+    numbers = sorted({int(number) for row in file["results"] for number in row["accuracy"]})
+    rows = [["dataset", "trained on", "measured on", *map(str, numbers)]]
+    for row in file["results"]:
+        found = (row["accuracy"].get(str(number)) for number in numbers)
+        cells = [f"{mean(values):.1f}" if values else "-" for values in found]
+        counts = (f"{row[f'{part}_sentences']:,}" for part in ("train", "validation"))
+        rows.append([f"`{row['dataset']}`", *counts, *cells])
+    place, seeds = file["environment"], " and ".join(map(str, file["seeds"]))
+    where = f"{place['device']}, torch {place['torch']}, means of the seeds {seeds}"
+    return f"{table(*rows)}\n\n{where}.\n`{file['command']}`"
+
+
 def load(name: str) -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
@@ -111,7 +125,7 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = {f.__name__: f for f in (methods, comparison, apart, rates)}
+    kinds = {f.__name__: f for f in (methods, comparison, apart, rates, epochs)}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
 

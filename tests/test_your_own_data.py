@@ -1,0 +1,64 @@
+"""docs/your-own-data.md as somebody follows it: each command and each line of Python, in order."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_commands import compare_few
+
+from lora_from_scratch.cli import main as cli
+from lora_from_scratch.data.dataset import load_dataset
+
+PAGE = Path(__file__).parents[1] / "docs" / "your-own-data.md"
+
+
+def write(path: Path, rows: list[tuple[str, int]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "review_text", "verdict"])
+        writer.writerows([number, text, ("bad", "good")[label]] for number, (text, label) in enumerate(rows))
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    compare_few(monkeypatch, 20)
+    split = load_dataset("bundled").train
+    rows = list(zip(split.sentences, split.labels, strict=True))
+    write(tmp_path / "reviews.csv", rows[:40])
+    write(tmp_path / "new_reviews.csv", rows[100:112])
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    said = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, str(PAGE), "exec"), {})
+            said["pipeline"] = capsys.readouterr().out
+            continue
+        for command in block.strip().splitlines():
+            assert command.startswith(".venv/bin/python run.py "), command
+            assert cli.main(shlex.split(command)[2:]) == 0, command
+            captured = capsys.readouterr()
+            said[command] = captured.out + captured.err
+
+    look, train, head, text, table, measured, merged = (said[key] for key in said if key != "pipeline")
+    assert "baseline    always saying " in look and "bad (" in look and "good (" in look
+    results = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
+    assert results["config"]["epochs"] == 32 and results["data"]["label_names"] == ["bad", "good"]
+    assert results["data"]["train_sentences"] == 36 and "baseline" in train and "baseline" in head
+    assert text.split("\t")[0] in ("bad", "good")
+    with (tmp_path / "labelled.csv").open(newline="", encoding="utf-8") as file:
+        labelled = list(csv.DictReader(file))
+    assert list(labelled[0]) == ["id", "review_text", "verdict", "predicted_label", "probability"]
+    assert len(labelled) == 12 and "labelled.csv" in table
+    right = sum(row["verdict"] == row["predicted_label"] for row in labelled)
+    assert f"{100 * right / 12:.2f} (" in measured  # the accuracy that evaluate gives
+    assert "flipped predictions 0" in merged and re.search(r"'label': '(bad|good)'", said["pipeline"])
+    assert "were trained on" not in measured
+    assert cli.main(["evaluate", "--adapter", "runs/reviews", "--dataset", "reviews.csv",
+                     "--text-column", "review_text", "--label-column", "verdict"]) == 0  # fmt: skip
+    assert "warning: 36 of 40 sentences were trained on" in capsys.readouterr().err
