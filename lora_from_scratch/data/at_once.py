@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_from_scratch.data.lines import bytes_of
 from lora_from_scratch.data.rows import Rows
+from lora_from_scratch.errors import UserError
 
 LARGE = 16 << 20  # bytes; below that, importing pyarrow takes as long as reading
 BOM = b"\xef\xbb\xbf"
@@ -24,7 +25,10 @@ def read_at_once(
     import pyarrow
     from pyarrow import csv
 
-    data = bytes_of(path).removeprefix(BOM)
+    try:
+        data = bytes_of(path).removeprefix(BOM)
+    except UserError:  # a damaged .gz, whose first lines may be wrong otherwise
+        return None
     if (
         data.lstrip()[:1] != data[:1]
         or b"\0" in data
@@ -56,7 +60,8 @@ def read_at_once(
 
 
 def _odd_marks(data: bytes, delimiter: str) -> bool:
-    """Whether quotation marks stand where a writer would put none: inside a cell, and not doubled."""
+    """Whether quotation marks stand where a writer would put none: inside a cell, and not doubled; or one that
+    nothing closes."""
     import numpy
 
     codes = numpy.frombuffer(data, dtype=numpy.uint8)
@@ -68,4 +73,4 @@ def _odd_marks(data: bytes, delimiter: str) -> bool:
     left = (first == 0) | edge[codes[first - 1]]
     right = (last == len(codes) - 1) | edge[codes[numpy.minimum(last + 1, len(codes) - 1)]]
     odd = (last - first) % 2 == 0
-    return bool((~right & (left ^ odd)).any())
+    return len(at) % 2 == 1 or bool((~right & (left ^ odd)).any())

@@ -1,0 +1,209 @@
+"""What the properties of `fuzz.py` share: how bytes are damaged, and what a refusal looks like."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+from lora_from_scratch.errors import UserError
+
+Files = dict[str, bytes]  # a case: contents by name
+T = TypeVar("T")
+# What stands where it hurts: marks, ends of lines, halves of characters, numbers that overflow, deep nests.
+TOKENS = [
+    b'"',
+    b'""',
+    b"'",
+    b"\0",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"\t",
+    b",",
+    b";",
+    b"|",
+    b" ",
+    b"\\",
+]
+TOKENS += ["\x85".encode(), "\u2028".encode(), b"\x0b", b"\x0c", b"\x1c", b"\x1b[31m", "é".encode(), b"\xc3"]
+TOKENS += [
+    b"\xff",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\\ud83d",
+    b"\\u0000",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"null",
+]
+TOKENS += [
+    b"true",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b":",
+    b"[" * 3000,
+    b'{"a":' * 3000,
+    b"9" * 5000,
+    b"-1",
+    b"0",
+    b".5",
+]
+TOKENS += [
+    b"e5",
+    b"x" * 300,
+    b"\xff\xff\xff\xff\x0f",
+    b"\xff" * 8,
+    b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+]
+TOKENS += [
+    b"text,label\n",
+    b"text\tlabel\n",
+    b'{"text": "a", "label": 1}\n',
+    b"nan",
+    b"(",
+    b")+",
+    b"*",
+    b"a{9999}",
+]
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    2**31,
+    2**63,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+]
+VALUES += [
+    "",
+    " ",
+    "a",
+    "x" * 300,
+    "\ud800",
+    "\0",
+    "a\nb",
+    "(",
+    ".*",
+    "score",
+    "c_attn",
+    [],
+    [[]],
+    [1],
+    ["a"],
+    {},
+]
+VALUES += [
+    {"a": 1},
+    {"0": "a"},
+    {"0": "a", "1": "a"},
+    {"0": 1},
+    [None],
+    ["", "("],
+    "1",
+    "٣",
+    "LORA",
+    "gpt2",
+    "none",
+]
+
+
+class Finding(AssertionError):
+    """What a case does and must not."""
+
+
+def require(holds: object, what: object) -> None:
+    if not holds:
+        raise Finding(what)
+
+
+def outcome(load: Callable[[], T], *paths: object) -> T | str:
+    """What is loaded, or the sentence that refuses it: a line that a terminal shows, as short as promised."""
+    try:
+        return load()
+    except UserError as error:
+        sentence = str(error)
+    require(sentence.isprintable(), f"not one line of printable characters: {sentence!r}")
+    bare = sentence
+    for path in paths:
+        bare = bare.replace(str(path), "")
+    require(len(bare) <= 200, f"{len(bare)} characters: {sentence}")
+    return sentence
+
+
+def damaged(draw: random.Random, contents: bytes, head: int = 1000) -> bytes:
+    """With flips, cuts, insertions, doubled and moved parts: one mostly; half of them in the first bytes."""
+    data = bytearray(contents)
+    for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
+        at = draw.randrange(min(len(data), draw.choice((head, len(data)))) + 1) if data else 0
+        length = draw.choice((1, 1, 2, 4, 9, 30, 200))
+        kind = draw.randrange(9)
+        if kind < 2 and at < len(data):
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == 2:
+            data[at : at + 1] = draw.randbytes(1)
+        elif kind == 3:
+            del data[at : at + length]
+        elif kind == 4:
+            del data[at:]
+        elif kind < 7:
+            data[at:at] = draw.choice(TOKENS)
+        elif kind == 7:
+            part = data[at : at + length]
+            where = draw.choice((at, draw.randrange(len(data) + 1)))
+            data[where:where] = part
+        else:
+            data[at:at] = draw.randbytes(draw.choice((1, 3, 8)))
+    return bytes(data)
+
+
+def altered(draw: random.Random, values: object, by: list[object] = VALUES) -> object:
+    """JSON's values with one of them changed, added or taken away, at any depth; in place."""
+    inner = values
+    while True:
+        keys = list(inner) if isinstance(inner, dict) else range(len(inner))
+        if not keys:
+            break
+        key = draw.choice(keys)
+        if isinstance(inner[key], (dict, list)) and draw.random() < 0.7:
+            inner = inner[key]
+            continue
+        kind = draw.randrange(6)
+        if kind == 0:
+            del inner[key]
+        elif kind == 1 and isinstance(inner, dict):
+            inner[draw.choice([value for value in by if isinstance(value, str)])] = inner[key]
+        elif kind == 2 and isinstance(inner[key], (int, float)):
+            inner[key] += draw.choice((-1, 1, 0.5))
+        else:
+            inner[key] = draw.choice(by)
+        break
+    return values
+
+
+def altered_json(draw: random.Random, contents: bytes) -> bytes:
+    values = json.loads(contents)
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        values = altered(draw, values)
+    return json.dumps(values).encode()
+
+
+def altered_safetensors(draw: random.Random, contents: bytes) -> bytes:
+    """With other values in the header, whose length is right again."""
+    length = int.from_bytes(contents[:8], "little")
+    header = altered_json(draw, contents[8 : 8 + length])
+    return len(header).to_bytes(8, "little") + header + contents[8 + length :]
