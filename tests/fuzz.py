@@ -27,8 +27,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # as a script, from anywhere
-
 import fuzz_folders
 import fuzz_rows
 from fuzz_files import Files, Finding
@@ -62,13 +60,14 @@ def prepare(folder: Path) -> None:
 def run(name: str, seeds: range) -> tuple[int, int]:
     """How many cases loaded, and how many were refused; raises what a case raises, its seed in a note."""
     loaded = 0
+    signal.signal(signal.SIGALRM, _stop)
     for seed in seeds:
         files = case(name, seed)
         signal.alarm(SECONDS)
         faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # where the alarm does not get through
         try:
             loaded += PROPERTIES[name].check(files)
-        except BaseException:
+        except BaseException:  # a panic of Rust's is no Exception
             print(f"--only {name} --first {seed} --cases 1")
             print(*(f"{file}: {_shown(contents)}" for file, contents in files.items()), sep="\n")
             raise
@@ -97,7 +96,6 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     faulthandler.enable()
-    signal.signal(signal.SIGALRM, _stop)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     print(f"in {folder}; a process that dies leaves its last case there", flush=True)
     prepare(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -190,7 +191,7 @@ def altered(draw: random.Random, values: object, by: list[object] = VALUES) -> o
         elif kind == 2 and isinstance(inner[key], (int, float)):
             inner[key] += draw.choice((-1, 1, 0.5))
         else:
-            inner[key] = draw.choice(by)
+            inner[key] = copy.deepcopy(draw.choice(by))
         break
     return values
 

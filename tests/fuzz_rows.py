@@ -13,12 +13,13 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pyarrow
 from fuzz_files import TOKENS, VALUES, Files, altered, damaged, outcome, require
 from pyarrow import parquet
 
-from lora_from_scratch.data import files
+from lora_from_scratch.data import files as reader
 from lora_from_scratch.data.labels import label_ids, label_names
 from lora_from_scratch.data.rows import Rows, Selection
 
@@ -109,14 +110,13 @@ def check(case: Files) -> bool:
 def _read(path: Path, selection: Selection) -> Rows | str:
     """The rows of a file, read one by one and at once alike; or why not."""
     found = []
-    large = files.LARGE
-    for files.LARGE in (large, 0) if {".csv", ".tsv"} & {files.suffix(path)} else (large,):
-        rows = outcome(lambda: files.read_rows(path, selection), path)
+    for large in (reader.LARGE, 0) if reader.suffix(path) in (".csv", ".tsv") else (reader.LARGE,):
+        with mock.patch.object(reader, "LARGE", large):
+            rows = outcome(lambda: reader.read_rows(path, selection), path)
         if isinstance(rows, Rows):
             _check_rows(rows, str(path))
             rows = Rows(rows.texts, rows.labels, list(rows.numbers), rows.source, rows.unit, rows.label_names)
         found.append(rows)
-    files.LARGE = large
     require(found[0] == found[-1], f"at once otherwise than row by row: {found}")
     return found[0]
 

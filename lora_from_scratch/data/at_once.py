@@ -20,7 +20,8 @@ def read_at_once(
     """The labelled texts of two columns; None where the file needs to be read row by row.
 
     So it is where a quotation mark stands in the middle of a cell, where cells hold line breaks, where a
-    text or a label is blank, where the header comes again, and where pyarrow refuses.
+    text or a label is blank, where the header comes again, where bytes are no UTF-8, and where pyarrow
+    refuses.
     """
     import pyarrow
     from pyarrow import csv
@@ -33,6 +34,7 @@ def read_at_once(
         data.lstrip()[:1] != data[:1]
         or b"\0" in data
         or (encloses and b'"' in data and _odd_marks(data, delimiter))
+        or not (data.isascii() or _is_utf8(data))
     ):
         return None
     marks = '"' if encloses else False
@@ -59,9 +61,21 @@ def read_at_once(
     return Rows(texts, labels, range(2, len(texts) + 2), str(path), "line")
 
 
+def _is_utf8(data: bytes) -> bool:
+    """Of pyarrow too, which looks at the columns alone that it converts, and without a copy of the data."""
+    import pyarrow
+
+    offsets = pyarrow.array([0, len(data)], pyarrow.int64()).buffers()[1]
+    try:
+        pyarrow.LargeStringArray.from_buffers(1, offsets, pyarrow.py_buffer(data)).validate(full=True)
+    except pyarrow.ArrowInvalid:
+        return False
+    return True
+
+
 def _odd_marks(data: bytes, delimiter: str) -> bool:
-    """Whether quotation marks stand where a writer would put none: inside a cell, and not doubled; or one that
-    nothing closes."""
+    """Whether quotation marks stand where a writer would put none: inside a cell, and not doubled; or the
+    last cell is never closed."""
     import numpy
 
     codes = numpy.frombuffer(data, dtype=numpy.uint8)
@@ -73,4 +87,6 @@ def _odd_marks(data: bytes, delimiter: str) -> bool:
     left = (first == 0) | edge[codes[first - 1]]
     right = (last == len(codes) - 1) | edge[codes[numpy.minimum(last + 1, len(codes) - 1)]]
     odd = (last - first) % 2 == 0
-    return len(at) % 2 == 1 or bool((~right & (left ^ odd)).any())
+    ends = numpy.flatnonzero(odd & ~left)  # of a cell, if it is enclosed; after that marks open and close
+    is_open = numpy.count_nonzero((odd & left)[ends[-1] + 1 if len(ends) else 0 :]) % 2
+    return bool(is_open or (~right & (left ^ odd)).any())
