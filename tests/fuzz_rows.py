@@ -157,7 +157,7 @@ def _ids(path: Path, rows: Rows) -> list[int] | str:
 def _table(draw: random.Random) -> tuple[list[str], list[list[str]]]:
     columns, labels = draw.choice(COLUMNS), draw.choice(LABELS)
     texts = draw.choice((TEXTS, TEXTS[:9]))
-    rows = [[draw.choice(texts) for _ in columns] for _ in range(draw.choice((0, 1, 4, 6, 8)))]
+    rows = [[draw.choice(texts) for _ in columns] for _ in range(draw.choice((0, 1, 4, 6, 8, 8, 12, 12, 20)))]
     for row in rows:
         for i, column in enumerate(columns):
             if column.strip().lower() == "label":

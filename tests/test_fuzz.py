@@ -37,11 +37,9 @@ def test_damage_loads_clean_or_is_refused_in_a_sentence(name):
 
 def test_a_finding_is_printed_with_its_bytes(monkeypatch, capsys):
     def check(files: fuzz.Files) -> bool:
-        raise Finding("wrong") if b"\0" in files["d.csv"] else ValueError
+        raise Finding("wrong")
 
-    cases = fuzz.Property(lambda draw: {"d.csv": bytes([draw.randrange(2)] * 3)}, check)
-    monkeypatch.setitem(fuzz.PROPERTIES, "csv", cases)
-    with pytest.raises((Finding, ValueError)):
+    monkeypatch.setitem(fuzz.PROPERTIES, "csv", fuzz.Property(lambda draw: {"d.csv": b"a\0"}, check))
+    with pytest.raises(Finding):
         fuzz.run("csv", range(7, 9))
-    contents = fuzz.case("csv", 7)["d.csv"]
-    assert capsys.readouterr().out == f"--only csv --first 7 --cases 1\nd.csv: {contents!r}\n"
+    assert capsys.readouterr().out == "--only csv --first 7 --cases 1\nd.csv: b'a\\x00'\n"
