@@ -64,7 +64,9 @@ def run(name: str, seeds: range) -> tuple[int, int]:
     for seed in seeds:
         files = case(name, seed)
         signal.alarm(SECONDS)
-        faulthandler.dump_traceback_later(3 * SECONDS, exit=True, file=sys.__stderr__)  # the alarm waits for C
+        faulthandler.dump_traceback_later(
+            3 * SECONDS, exit=True, file=sys.__stderr__
+        )  # the alarm waits for C
         try:
             loaded += PROPERTIES[name].check(files)
         except BaseException:  # a panic of Rust's is no Exception

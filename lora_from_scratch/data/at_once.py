@@ -87,6 +87,8 @@ def _odd_marks(data: bytes, delimiter: str) -> bool:
     left = (first == 0) | edge[codes[first - 1]]
     right = (last == len(codes) - 1) | edge[codes[numpy.minimum(last + 1, len(codes) - 1)]]
     odd = (last - first) % 2 == 0
-    ends = numpy.flatnonzero(odd & ~left)  # of a cell, if it is enclosed; after that marks open and close
-    is_open = numpy.count_nonzero((odd & left)[ends[-1] + 1 if len(ends) else 0 :]) % 2
-    return bool(is_open or (~right & (left ^ odd)).any())
+    opened = numpy.cumsum(odd & left)  # where a cell ends inside a text, this starts anew
+    ended = numpy.maximum.accumulate(numpy.where(odd & ~left, opened, 0))
+    inside = (opened - ended) % 2 == 1  # an enclosed cell, after each run
+    before = numpy.r_[False, inside[:-1]]
+    return bool(inside[-1] or (~right & numpy.where(before, odd, left & ~odd)).any())

@@ -42,8 +42,8 @@ class Selection:
         told = any(getattr(self, f"{what}_column") for what in wanted)
         if nameless == list(wanted) and not told and any(map(_looks_like_data, names)):
             raise UserError(
-                f"{place}: the first line is {quoted(*names, length=22)}; if that is a row, put text and "
-                "label above it, else name its columns with --text-column and --label-column"
+                f"{place}: the first line is {quoted(*names, length=21)}; if that is a row, put text and "
+                "label above, else name its columns with --text-column and --label-column"
             )
         what = nameless[0]
         asked = getattr(self, f"{what}_column")
