@@ -261,7 +261,7 @@ ROWS = [
     Case(
         "no header, long cells",
         CSV,
-        "error: d.csv: the first line is 'why it is so good!...', 'not\\nyet...........', "
+        "error: d.csv: the first line is 'why it is so good!...', 'not\\nyet.............', "
         f"'\\x1f\\x1f\\x1f\\x1f\\x...'; {NO_HEADER}",
         {"d.csv": f'why it is so good{"!" * 99},"not\nyet{"." * 99}",{chr(31) * 99}\n'},
     ),
