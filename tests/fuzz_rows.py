@@ -44,6 +44,7 @@ TEXTS += [
     "form\x0cfeed",
     "semi;colon",
     "nan",
+    "half \ud83d",
     "text",
     "\\n",
 ]
@@ -77,7 +78,7 @@ def make(format: str, draw: random.Random) -> Files:
         contents = b"".join(draw.choices(TOKENS[:-12], k=draw.randrange(12)))
     else:
         written = _WRITERS[format](draw)
-        contents = written if kind < 0.5 else damaged(draw, written)
+        contents = written if kind < 0.5 else (_by_lines if kind < 0.6 else damaged)(draw, written)
     name = f"d.{draw.choice((format, format, format.upper()))}"
     if draw.random() < 0.03 and format != "parquet":
         contents = contents.decode(errors="replace").encode(
@@ -90,6 +91,16 @@ def make(format: str, draw: random.Random) -> Files:
     if compressed != (draw.random() < 0.03):
         name += draw.choice((".gz", ".GZ"))
     return {name: contents}
+
+
+def _by_lines(draw: random.Random, contents: bytes) -> bytes:
+    """Lines once more, moved or left out; a header stands in the middle where files are put together."""
+    lines = contents.splitlines(keepends=True)
+    for _ in range(draw.choice((1, 1, 2))):
+        part = draw.choice((lines, lines[:1], draw.choices(lines, k=1) if lines else []))
+        at = draw.choice((0, len(lines), draw.randrange(len(lines) + 1)))
+        lines[at : at + draw.choice((0, 0, 0, 1))] = part
+    return b"".join(lines)
 
 
 def check(case: Files) -> bool:

@@ -41,8 +41,9 @@ class Selection:
             return list(found.values())
         told = any(getattr(self, f"{what}_column") for what in wanted)
         if nameless == list(wanted) and not told and any(map(_looks_like_data, names)):
+            seen = quoted(*names[:2], length=24) + ", ..." * (len(names) > 2)
             raise UserError(
-                f"{place}: the first line is {quoted(*names, length=21)}; if that is a row, put text and "
+                f"{place}: the first line is {seen}; if that is a row, put text and "
                 "label above, else name its columns with --text-column and --label-column"
             )
         what = nameless[0]
