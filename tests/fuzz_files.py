@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import random
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from lora_from_scratch.errors import UserError
@@ -132,18 +134,26 @@ def require(holds: object, what: object) -> None:
         raise Finding(what)
 
 
-def outcome(load: Callable[[], T], *paths: object) -> T | str:
-    """What is loaded, or the sentence that refuses it: a line that a terminal shows, as short as promised."""
-    try:
-        return load()
-    except UserError as error:
-        sentence = str(error)
+def outcome(load: Callable[[], T], path: Path) -> T | str:
+    """What is loaded, or the sentence that refuses it."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            return load()
+        except UserError as error:
+            _check_sentence(str(error), path)
+            return str(error)
+        finally:
+            for one in told:
+                if str(path) in str(one.message):  # else it is another library's
+                    _check_sentence(str(one.message), path)
+
+
+def _check_sentence(sentence: str, path: Path) -> None:
+    """A line that a terminal shows, as short as promised."""
     require(sentence.isprintable(), f"not one line of printable characters: {sentence!r}")
-    bare = sentence
-    for path in paths:
-        bare = bare.replace(str(path), "")
-    require(len(bare) <= 200, f"{len(bare)} characters: {sentence}")
-    return sentence
+    length = len(sentence.replace(str(path), ""))
+    require(length <= 200, f"{length} characters: {sentence}")
 
 
 def damaged(draw: random.Random, contents: bytes, head: int = 1000) -> bytes:

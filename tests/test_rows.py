@@ -210,6 +210,15 @@ def test_what_is_read_at_once_is_refused_as_row_by_row(tmp_path, monkeypatch, co
             texts_of(tmp_path / "d.csv", content)
 
 
+def test_rows_that_fill_the_memory(tmp_path, monkeypatch):
+    def collect(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(files, "collect", collect)
+    with pytest.raises(UserError, match="d.csv: its rows take more memory than there is; give it in parts"):
+        texts_of(tmp_path / "d.csv", b"text,label\ngood,1\n")
+
+
 def test_a_damaged_gz_that_would_be_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGE", 0)
     with pytest.raises(UserError, match=r"d.csv.gz: cannot be read \(CRC check failed"):
