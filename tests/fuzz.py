@@ -58,15 +58,14 @@ def prepare(folder: Path) -> None:
 
 
 def run(name: str, seeds: range) -> tuple[int, int]:
-    """How many cases loaded, and how many were refused; raises what a case raises, its seed in a note."""
+    """How many cases loaded, and how many were refused. Of one that raises, the bytes are printed."""
     loaded = 0
     signal.signal(signal.SIGALRM, _stop)
     for seed in seeds:
         files = case(name, seed)
         signal.alarm(SECONDS)
-        faulthandler.dump_traceback_later(
-            3 * SECONDS, exit=True, file=sys.__stderr__
-        )  # the alarm waits for C
+        # The alarm waits for C to return; this does not.
+        faulthandler.dump_traceback_later(3 * SECONDS, exit=True, file=sys.__stderr__)
         try:
             loaded += PROPERTIES[name].check(files)
         except BaseException:  # a panic of Rust's is no Exception
@@ -101,12 +100,12 @@ def main() -> int:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk takes longer than the rest
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory))
     print(f"in {folder}; a process that dies leaves its last case there", flush=True)
-    prepare(folder)
-    for name in arguments.only:  # once, before memory is counted
-        run(name, range(10**9, 10**9 + 20))
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + ROOM, resource.RLIM_INFINITY))
     try:
+        prepare(folder)
+        for name in arguments.only:  # once, before memory is counted
+            run(name, range(10**9, 10**9 + 20))
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + ROOM, resource.RLIM_INFINITY))
         for name in arguments.only:
             start = time.perf_counter()
             loaded, refused = run(name, range(arguments.first, arguments.first + arguments.cases))

@@ -86,7 +86,7 @@ def make(format: str, draw: random.Random) -> Files:
         )
     compressed = draw.random() < 0.25
     if compressed:
-        contents = gzip.compress(contents, 1)
+        contents = gzip.compress(contents, 1, mtime=0)
         contents = damaged(draw, contents) if draw.random() < 0.4 else contents
     if compressed != (draw.random() < 0.03):
         name += draw.choice((".gz", ".GZ"))
