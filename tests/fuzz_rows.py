@@ -24,45 +24,20 @@ from lora_from_scratch.data.labels import label_ids, label_names
 from lora_from_scratch.data.rows import Rows, Selection
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet")
+# fmt: off
 TEXTS = [
-    "a fine film",
-    "dull",
-    "so, so",
-    'they said "no"',
-    '"all of it"',
-    "café 🎬",
-    "one\x85two",
-    "tab\there",
-]
-TEXTS += [
-    "two\nlines",
-    " spaces ",
-    "",
-    "1",
-    "5.0",
-    "x" * 40,
-    "form\x0cfeed",
-    "semi;colon",
-    "nan",
-    "half \ud83d",
-    "text",
+    "a fine film", "dull", "so, so", 'they said "no"', '"all of it"', "café 🎬", "one\x85two", "tab\there",
+    "two\nlines", " spaces ", "", "1", "5.0", "x" * 40, "form\x0cfeed", "semi;colon", "nan", "half \ud83d", "text",
     "\\n",
 ]
 LABELS = [
-    ["0", "1"],
-    ["neg", "pos"],
-    ["1", "2", "3"],
-    ["-1", "1"],
-    ["0.0", "1.0"],
-    ["a", "A", " a"],
-    ["0.25", "x", ""],
+    ["0", "1"], ["neg", "pos"], ["1", "2", "3"], ["-1", "1"], ["0.0", "1.0"], ["a", "A", " a"], ["0.25", "x", ""],
 ]
 COLUMNS = [["text", "label"]] * 15 + [
-    ["label", "id", "text"],
-    ["sentence", "label", "text"],
-    [" Text", "LABEL "],
+    ["label", "id", "text"], ["sentence", "label", "text"], [" Text", "LABEL "], ["a", "b"],
+    ["text", "text", "label"], ["text\n2", "label"], ["", "label"], ["\ud800x", "y"],
 ]
-COLUMNS += [["a", "b"], ["text", "text", "label"], ["text\n2", "label"], ["", "label"], ["\ud800x", "y"]]
+# fmt: on
 
 
 def maker(format: str) -> Callable[[random.Random], Files]:
