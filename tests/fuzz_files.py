@@ -18,16 +18,16 @@ T = TypeVar("T")
 # What stands where it hurts: marks, ends of lines, halves of characters, numbers that overflow, deep nests.
 TOKENS = [
     b'"', b'""', b"'", b"\0", b"\xef\xbb\xbf", b"\r", b"\n", b"\r\n", b"\t", b",", b";", b"|", b" ", b"\\",
-    "\x85".encode(), "\u2028".encode(), b"\x0b", b"\x0c", b"\x1c", b"\x1b[31m", "é".encode(), b"\xc3", b"\xff",
-    b"\xff\xfe", b"\xed\xa0\x80", b"\\ud83d", b"\\u0000", b"NaN", b"-Infinity", b"1e999", b"null", b"true", b"[",
-    b"]", b"{", b"}", b":", b"[" * 3000, b'{"a":' * 3000, b"9" * 5000, b"-1", b"0", b".5", b"e5", b"x" * 300,
-    b"\xff\xff\xff\xff\x0f", b"\xff" * 8, b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"text,label\n",
-    b"text\tlabel\n", b'{"text": "a", "label": 1}\n', b"nan", b"(", b")+", b"*", b"a{9999}",
+    "\x85".encode(), "\u2028".encode(), b"\x0b", b"\x0c", b"\x1c", b"\x1b[31m", "é".encode(), b"\xc3",
+    b"\xff", b"\xff\xfe", b"\xed\xa0\x80", b"\\ud83d", b"\\u0000", b"NaN", b"-Infinity", b"1e999", b"null",
+    b"true", b"[", b"]", b"{", b"}", b":", b"[" * 3000, b'{"a":' * 3000, b"9" * 5000, b"-1", b"0", b".5",
+    b"e5", b"x" * 300, b"\xff\xff\xff\xff\x0f", b"\xff" * 8, b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+    b"text,label\n", b"text\tlabel\n", b'{"text": "a", "label": 1}\n', b"nan", b"(", b")+", b"*", b"a{9999}",
 ]
 VALUES = [
-    None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ",
-    "a", "x" * 300, "\ud800", "\0", "a\nb", "(", ".*", "score", "c_attn", [], [[]], [1], ["a"], {}, {"a": 1},
-    {"0": "a"}, {"0": "a", "1": "a"}, {"0": 1}, [None], ["", "("], "1", "٣", "LORA", "gpt2", "none",
+    None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"),
+    "", " ", "a", "x" * 300, "\ud800", "\0", "a\nb", "(", ".*", "score", "c_attn", [], [[]], [1], ["a"], {},
+    {"a": 1}, {"0": "a"}, {"0": "a", "1": "a"}, {"0": 1}, [None], ["", "("], "1", "٣", "LORA", "gpt2", "none",
 ]
 # fmt: on
 

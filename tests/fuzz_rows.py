@@ -27,11 +27,12 @@ FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet")
 # fmt: off
 TEXTS = [
     "a fine film", "dull", "so, so", 'they said "no"', '"all of it"', "café 🎬", "one\x85two", "tab\there",
-    "two\nlines", " spaces ", "", "1", "5.0", "x" * 40, "form\x0cfeed", "semi;colon", "nan", "half \ud83d", "text",
-    "\\n",
+    "two\nlines", " spaces ", "", "1", "5.0", "x" * 40, "form\x0cfeed", "semi;colon", "nan", "half \ud83d",
+    "text", "\\n",
 ]
 LABELS = [
-    ["0", "1"], ["neg", "pos"], ["1", "2", "3"], ["-1", "1"], ["0.0", "1.0"], ["a", "A", " a"], ["0.25", "x", ""],
+    ["0", "1"], ["neg", "pos"], ["1", "2", "3"], ["-1", "1"], ["0.0", "1.0"], ["a", "A", " a"],
+    ["0.25", "x", ""],
 ]
 COLUMNS = [["text", "label"]] * 15 + [
     ["label", "id", "text"], ["sentence", "label", "text"], [" Text", "LABEL "], ["a", "b"],
