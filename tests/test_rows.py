@@ -215,7 +215,7 @@ def test_rows_that_fill_the_memory(tmp_path, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(files, "collect", collect)
-    with pytest.raises(UserError, match="d.csv: its rows take more memory than there is; give it in parts"):
+    with pytest.raises(UserError, match=r"d.csv: its rows take more memory than there is; give it in parts"):
         texts_of(tmp_path / "d.csv", b"text,label\ngood,1\n")
 
 
