@@ -19,10 +19,16 @@ class NotFound(UserError):
 
 def first_line(error: Exception) -> str:
     """What an error says, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def printable(text: str) -> str:
+    """A text as a terminal can show it, on one line: other characters as Python writes them."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def quoted(*values: object, length: int = 30) -> str:
     """Values of a user's as they stand in a sentence: quoted, on one line, cut where they are long."""
-    shown = [value if len(value) <= length else value[: length - 3] + "..." for value in map(str, values)]
-    return ", ".join(map(repr, shown[:3])) + ", ..." * (len(shown) > 3)
+    shown = [repr(str(value)[: length + 1]) for value in values[:3]]  # repr may write a character as ten
+    shown = [f"{one[: length - 2]}...{one[0]}" if len(one) > length + 2 else one for one in shown]
+    return ", ".join(shown) + ", ..." * (len(values) > 3)

@@ -130,6 +130,7 @@ def test_a_configuration_that_does_not_fit(saved, changes, message):
         (lambda t: t.update({SCORE: torch.ones(3, 16)}), r"\(3, 16\), expected \(2, 16\) \(another number"),
         (lambda t: t.update({"base_model.model.x.weight": torch.ones(1)}), "unexpected .*model.x.weight"),
         (lambda t: t.update({"stray": torch.ones(1)}), "unexpected tensor stray"),
+        (lambda t: t.update({"a\nb\x1b": torch.ones(1)}), r"unexpected tensor a\\nb\\x1b: see"),
         (lambda t: t[FIRST_A].fill_(float("nan")), "lora_A.weight holds a value that is not finite"),
         (
             lambda t: t.update({FIRST_A: torch.full((2, 16), 1e300, dtype=torch.float64)}),

@@ -31,6 +31,10 @@ def rows(*labels, names=None) -> Rows:
         (("True", "False"), ["False", "True"], [1, 0]),
         (("٣", "3"), ["3", "٣"], [1, 0]),
         (("9" * 5000, "1"), ["1", "9" * 5000], [1, 0]),
+        ((2**63, "0", 0), ["0", str(2**63)], [1, 0, 0]),  # longer than a float is exact
+        ((2**63, "a", str(2**63)), [str(2**63), "a"], [0, 1, 0]),
+        ((1e-07, 1, 1.0), ["1e-07", "1"], [0, 1, 1]),
+        ((1e300, 0.0), ["0", str(int(1e300))], [1, 0]),
     ],
 )
 def test_ids_and_names(labels, names, ids):
@@ -100,3 +104,8 @@ def test_few_rows_of_many_classes_are_no_scores():
     assert label_names(rows(1, 2, 3, 4, 5)) == ["1", "2", "3", "4", "5"]
     with pytest.raises(UserError, match="scores or ids"):
         label_names(rows(0.5, 1.0, 1.5))
+
+
+def test_the_only_name_of_an_id():
+    with pytest.raises(UserError, match="every label is '0'; add rows of a second class"):
+        label_names(rows(0, 0, names=["good"]))

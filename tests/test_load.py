@@ -235,6 +235,7 @@ def test_weights_in_shards(folder):
     ("change", "message"),
     [
         (lambda files: files["tokenizer.json"].pop("model"), "has no tokenizer that loads"),
+        (lambda files: files["tokenizer.json"].update(version="\0"), r"that loads: .* version '\\x00'"),
         (lambda files: files["tokenizer.json"]["model"]["vocab"].update(film=90_000), "tokenizer has 90001"),
         (lambda files: files["tokenizer_config.json"].update(model_max_length="long"), "that loads"),
         (lambda files: files["tokenizer_config.json"].update(tokenizer_class=7), "that loads"),

@@ -170,6 +170,15 @@ def test_parquet_as_datasets_writes_it_keeps_the_names_of_its_ids(tmp_path):
     assert (rows.labels, rows.label_names, rows.place(1)) == ([1, 0], ["b", "a"], f"{rows.source}, row 2")
 
 
+@pytest.mark.parametrize("names", [["b", "a", "a"], ["", "b"], ["b", "\ud800"], ["b", 1], [], "ab", None])
+def test_parquet_with_names_of_ids_that_are_none(tmp_path, names):
+    features = {"label": {"names": names}, "text": {}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pyarrow.table({"text": ["x", "y"], "label": [1, 0]}).replace_schema_metadata(metadata)
+    parquet.write_table(table, tmp_path / "d.parquet")
+    assert read_rows(tmp_path / "d.parquet", Selection()).label_names is None
+
+
 def test_parquet_of_categories(tmp_path):
     frame = pandas.DataFrame({"text": ["x", "y"], "label": pandas.Categorical(["good", "bad"])})
     frame.to_parquet(tmp_path / "d.parquet")
@@ -183,6 +192,37 @@ def test_a_table_gives_all_columns(tmp_path):
     assert (table.columns, list(table.rows)) == (["id", "text", "id"], [(2, ["1", "a", "2"])])
     table = open_table(tmp_path / "d.jsonl")
     assert (table.columns, list(table.rows)) == (["a", "b"], [(1, [1, None]), (2, [None, [2]])])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'text,label\n"good","1"\n"bad","0', "line 3: a quotation mark opens"),
+        (b'text,label\n"good",1\nbad,0"\n"so,1', "line 4: a quotation mark opens"),
+        (b'text;label\n"a f;"ine film";"2"\nb;1\n', "line 2: ';' expected after"),
+        (b"id,text,label\n\xc3,good,1\n2,bad,0\n", "line 2: not UTF-8"),
+    ],
+)
+def test_what_is_read_at_once_is_refused_as_row_by_row(tmp_path, monkeypatch, content, message):
+    for large in (1 << 40, 0):
+        monkeypatch.setattr(files, "LARGE", large)
+        with pytest.raises(UserError, match=message):
+            texts_of(tmp_path / "d.csv", content)
+
+
+def test_rows_that_fill_the_memory(tmp_path, monkeypatch):
+    def collect(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(files, "collect", collect)
+    with pytest.raises(UserError, match=r"d.csv: its rows take more memory than there is; give it in parts"):
+        texts_of(tmp_path / "d.csv", b"text,label\ngood,1\n")
+
+
+def test_a_damaged_gz_that_would_be_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 0)
+    with pytest.raises(UserError, match=r"d.csv.gz: cannot be read \(CRC check failed"):
+        texts_of(tmp_path / "d.csv.gz", gzip.compress(b"text,label\ngood,1\nbad,0\n")[:-8] + bytes(8))
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.csv.gz"])

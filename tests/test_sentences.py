@@ -56,8 +56,7 @@ NOT_JSON = "write one object a line, or one array"
 TWICE = 'inside an enclosed cell write a quotation mark twice ("")'
 ENCLOSE = "enclose a text that holds the delimiter in quotation marks"
 NO_HEADER = (
-    "if that is a row, put the names text and label above it, else name its columns with --text-column and "
-    "--label-column"
+    "if that is a row, put text and label above, else name its columns with --text-column and --label-column"
 )
 
 ROWS = [
@@ -260,6 +259,40 @@ ROWS = [
         CSV,
         f"error: d.csv: the first line is '17', 'dull'; {NO_HEADER}",
         {"d.csv": "17,dull\n18,fine\n"},
+    ),
+    Case(
+        "no header, long cells",
+        CSV,
+        "error: d.csv: the first line is 'why it is so good!!!!...', '\\x1f\\x1f\\x1f\\x1f\\x1f\\...', ...; "
+        f"{NO_HEADER}",
+        {"d.csv": f"why it is so good{'!' * 99},{chr(31) * 99},1\n"},
+    ),
+    Case(
+        "names of columns that a terminal cannot show",
+        CSV,
+        "error: d.csv: no column sentence or text; name one of 'my text' and 2 more with --text-column",
+        {"d.csv": '"two\nlines","\x1b[31m","my text"\na,1,b\n'},
+    ),
+    Case(
+        "names of columns that nobody types",
+        JSONL,
+        "error: d.jsonl: no column sentence or text; rename one of its 2 columns, whose names are none "
+        "that one types",
+        jsonl_of(json.dumps({"\ud800": "a", "x" * 200: 1})),
+    ),
+    Case(
+        "a number of ten thousand digits",
+        JSONL,
+        "error: d.jsonl, line 1: not JSON (Exceeds the limit (4300 digits) for integer string conversion: "
+        "value has 10000 d); write one object a line, or one array",
+        jsonl_of('{"text": "a", "label": ' + "9" * 10_000 + "}"),
+    ),
+    Case(
+        "a damaged .gz, and no UTF-8 before the damage",
+        LOAD + "d.csv.gz",
+        "error: d.csv.gz: cannot be read (CRC check failed 0x0 != 0x2f6f60da); check the file, or give "
+        "another",
+        {"d.csv.gz": gzip.compress(b"text,label\n\xff,1\n", mtime=0)[:-8] + bytes(8)},
     ),
     Case(
         "no delimiter",

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GPT2Config, GPT2ForSequenceClassification
 
-from lora_from_scratch.errors import UserError, first_line
+from lora_from_scratch.errors import UserError, first_line, printable
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "vocab.json")
@@ -69,7 +69,7 @@ def read_config(name: str, folder: Path) -> GPT2Config:
         raise UserError(f"model {name!r}: config.json is damaged ({reason}); copy it anew") from error
     if kind != "gpt2":
         raise UserError(
-            f"model {name!r} is a {str(kind)[:40]}: this project adapts GPT-2 alone; name a GPT-2"
+            f"model {name!r} is a {printable(str(kind))[:40]}: this project adapts GPT-2 alone; name a GPT-2"
         )
     return config
 
@@ -84,7 +84,7 @@ def _check_sizes(values: object) -> None:
             if size is None and key == "n_inner":
                 continue
             if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
-                raise ValueError(f"{key} is {str(size)[:20]}")
+                raise ValueError(f"{key} is {printable(str(size))[:20]}")
 
 
 def _check_labels(name: str, labels: object) -> None:
@@ -94,7 +94,9 @@ def _check_labels(name: str, labels: object) -> None:
     if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
         raise UserError(f'{place} is no table of names: write it as {{"0": "negative", "1": "positive"}}')
     if set(labels) != {str(i) for i in range(len(labels))} or not labels:
-        raise UserError(f"{place} has the ids {', '.join(labels)[:30] or 'of nothing'}: number them from 0")
+        raise UserError(
+            f"{place} has the ids {printable(', '.join(labels))[:30] or 'of nothing'}: number them from 0"
+        )
 
 
 def check_weights(name: str, folder: Path, config: GPT2Config) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_from_scratch.data.lines import bytes_of
 from lora_from_scratch.data.rows import Rows
+from lora_from_scratch.errors import UserError
 
 LARGE = 16 << 20  # bytes; below that, importing pyarrow takes as long as reading
 BOM = b"\xef\xbb\xbf"
@@ -19,16 +20,21 @@ def read_at_once(
     """The labelled texts of two columns; None where the file needs to be read row by row.
 
     So it is where a quotation mark stands in the middle of a cell, where cells hold line breaks, where a
-    text or a label is blank, where the header comes again, and where pyarrow refuses.
+    text or a label is blank, where the header comes again, where bytes are no UTF-8, and where pyarrow
+    refuses.
     """
     import pyarrow
     from pyarrow import csv
 
-    data = bytes_of(path).removeprefix(BOM)
+    try:
+        data = bytes_of(path).removeprefix(BOM)
+    except UserError:  # a damaged .gz, whose first lines may be wrong otherwise
+        return None
     if (
         data.lstrip()[:1] != data[:1]
         or b"\0" in data
         or (encloses and b'"' in data and _odd_marks(data, delimiter))
+        or not (data.isascii() or _is_utf8(data))
     ):
         return None
     marks = '"' if encloses else False
@@ -55,8 +61,21 @@ def read_at_once(
     return Rows(texts, labels, range(2, len(texts) + 2), str(path), "line")
 
 
+def _is_utf8(data: bytes) -> bool:
+    """Of pyarrow too, which looks at the columns alone that it converts, and without a copy of the data."""
+    import pyarrow
+
+    offsets = pyarrow.array([0, len(data)], pyarrow.int64()).buffers()[1]
+    try:
+        pyarrow.LargeStringArray.from_buffers(1, offsets, pyarrow.py_buffer(data)).validate(full=True)
+    except pyarrow.ArrowInvalid:
+        return False
+    return True
+
+
 def _odd_marks(data: bytes, delimiter: str) -> bool:
-    """Whether quotation marks stand where a writer would put none: inside a cell, and not doubled."""
+    """Whether quotation marks stand where a writer would put none: inside a cell, and not doubled; or the
+    last cell is never closed."""
     import numpy
 
     codes = numpy.frombuffer(data, dtype=numpy.uint8)
@@ -68,4 +87,8 @@ def _odd_marks(data: bytes, delimiter: str) -> bool:
     left = (first == 0) | edge[codes[first - 1]]
     right = (last == len(codes) - 1) | edge[codes[numpy.minimum(last + 1, len(codes) - 1)]]
     odd = (last - first) % 2 == 0
-    return bool((~right & (left ^ odd)).any())
+    opened = numpy.cumsum(odd & left)  # where a cell ends inside a text, this starts anew
+    ended = numpy.maximum.accumulate(numpy.where(odd & ~left, opened, 0))
+    inside = (opened - ended) % 2 == 1  # an enclosed cell, after each run
+    before = numpy.r_[False, inside[:-1]]
+    return bool(inside[-1] or (~right & numpy.where(before, odd, left & ~odd)).any())

@@ -58,6 +58,13 @@ def open_table(path: Path) -> Table:
 
 def read_rows(path: Path, selection: Selection) -> Rows:
     """Every labelled text of a file. Raises UserError as `open_table`, `found_in` and `collect` do."""
+    try:
+        return _rows(path, selection)
+    except MemoryError as error:  # a few kilobytes may hold terabytes, compressed
+        raise UserError(f"{path}: its rows take more memory than there is; give it in parts") from error
+
+
+def _rows(path: Path, selection: Selection) -> Rows:
     table = open_table(path)
     text, label = selection.found_in(table.columns, table.source)
     if path.stat().st_size >= LARGE and (rows := table.at_once(text, label)):

@@ -33,7 +33,7 @@ def _array(path: Path) -> list[tuple[int, dict[str, object]]]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend or export it") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({first_line(error)}); mend or export it") from error
+        raise UserError(f"{path}: not JSON ({first_line(error)[:80]}); mend or export it") from error
     return [(number, _object(path, f"row {number}", row)) for number, row in enumerate(values, start=1)]
 
 
@@ -43,7 +43,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                why = getattr(error, "msg", first_line(error))
+                why = getattr(error, "msg", first_line(error)[:80])
                 raise UserError(
                     f"{path}, line {number}: not JSON ({why}); write one object a line, or one array"
                 ) from error

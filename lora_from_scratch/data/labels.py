@@ -24,14 +24,14 @@ def label_names(rows: Rows) -> list[str]:
     Raises UserError where there is only one, or they are scores; warns of names that differ by case or spaces
     alone.
     """
-    if rows.label_names is not None:
+    if rows.label_names is not None and len(rows.label_names) > 1:
         return rows.label_names
     distinct = dict.fromkeys(map(_value, dict.fromkeys(rows.labels)))
     texts = [label for label in distinct if isinstance(label, str)]
     if texts and len(texts) < len(distinct) and all(text.casefold() in NO_VALUE for text in texts):
         where = rows.place(rows.labels.index(texts[0]))
         raise UserError(f"{where}: the label is {quoted(texts[0])}, where others are numbers; fill it in")
-    names = sorted(map(str, distinct)) if texts else [_name(number) for number in sorted(distinct)]
+    names = sorted({*map(str, distinct)}) if texts else list(map(str, sorted(distinct)))
     if len(names) < 2:
         raise UserError(f"{rows.source}: every label is {quoted(names[0])}; add rows of a second class")
     fractions = not texts and not all(number == int(number) for number in distinct)
@@ -51,17 +51,17 @@ def label_ids(
 
     Raises UserError for a label that is none of them; it ends in the advice.
     """
-    known = {_value(name): i for i, name in enumerate(names)}
-    numbered = not any(isinstance(name, str) for name in known)
+    known = {str(_value(name)): i for i, name in enumerate(names)}
+    numbered = not any(isinstance(_value(name), str) for name in names)
     ids: dict[Label, int] = {}
     for label in dict.fromkeys(rows.labels):
         value = _value(label)
         if rows.label_names is None:
-            found = known.get(value, None if numbered else value)
+            found = known.get(str(value), None if numbered else value)
         elif value not in range(len(rows.label_names)) or list(names) == rows.label_names:
             found = value
         else:
-            found = known.get(_value(rows.label_names[int(value)]), value if plain(names) else None)
+            found = known.get(str(_value(rows.label_names[int(value)])), value if plain(names) else None)
         if found not in range(len(names)):
             where = rows.place(rows.labels.index(label))
             raise UserError(f"{where}: label {quoted(label)} is none of {quoted(*names)}; {advice}")
@@ -81,10 +81,6 @@ def _value(label: Label) -> Label:
             return label
         label = float(label)
     return int(label) if label == int(label) else label
-
-
-def _name(number: float) -> str:
-    return str(number) if isinstance(number, int) else repr(number)
 
 
 def _tell_look_alikes(names: Sequence[str], source: str) -> None:

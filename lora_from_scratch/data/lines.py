@@ -33,8 +33,11 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def bytes_of(path: Path) -> bytes:
-    with _open(path) as file:
-        return file.read()
+    try:
+        with _open(path) as file:
+            return file.read()
+    except DAMAGE as error:
+        raise unreadable(path, error) from error
 
 
 def _open(path: Path) -> BinaryIO:

@@ -36,11 +36,18 @@ def open_parquet(path: Path) -> Table:
 def _names_of_ids(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"].items()
-        return {
-            column: list(map(str, feature["names"])) for column, feature in features if "names" in feature
-        }
+        return {column: feature["names"] for column, feature in features if _are_names(feature.get("names"))}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _are_names(value: object) -> bool:
+    """Whether these are different names, each of characters alone."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(name, str) and name.strip() and name.isprintable() for name in value)
+        and 0 < len(value) == len(set(value))
+    )
 
 
 def _no_parquet(path: Path, error: Exception) -> UserError:

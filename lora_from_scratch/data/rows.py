@@ -41,14 +41,15 @@ class Selection:
             return list(found.values())
         told = any(getattr(self, f"{what}_column") for what in wanted)
         if nameless == list(wanted) and not told and any(map(_looks_like_data, names)):
+            seen = quoted(*names[:2], length=24) + ", ..." * (len(names) > 2)
             raise UserError(
-                f"{place}: the first line is {quoted(*names)}; if that is a row, put the names text and "
-                "label above it, else name its columns with --text-column and --label-column"
+                f"{place}: the first line is {seen}; if that is a row, put text and "
+                "label above, else name its columns with --text-column and --label-column"
             )
         what = nameless[0]
         asked = getattr(self, f"{what}_column")
         missing = quoted(asked) if asked else " or ".join(USUAL[what])
-        raise UserError(f"{place}: no column {missing}; name one of {_choice(names)} with --{what}-column")
+        raise UserError(f"{place}: no column {missing}; {_choice(names, what)}")
 
     def _column(self, what: str, names: Sequence[str], place: str) -> str | None:
         asked = getattr(self, f"{what}_column")
@@ -186,13 +187,14 @@ def _looks_like_data(name: str) -> bool:
     return len(name.split()) > 3 or bool(re.fullmatch(r"\s*-?\d+(\.\d*)?\s*", name))
 
 
-def _choice(names: Sequence[str]) -> str:
-    """Names as a shell takes them, as many as fit into a sentence."""
+def _choice(names: Sequence[str], what: str) -> str:
+    """What to do: the names as a shell takes them, as many as fit into a sentence and can be typed."""
     shown, left = [], 90
-    for name in names:
-        left -= len(name) + 2
-        if left < 0:
-            break
-        shown.append(shlex.quote(name.strip()))
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    for name in map(str.strip, names):
+        typed = shlex.quote(name)
+        if name.isprintable() and name and (left := left - len(typed) - 2) >= 0:
+            shown.append(typed)
+    if not shown:
+        return f"rename one of its {len(names)} columns, whose names are none that one types"
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"name one of {', '.join(shown)}{more} with --{what}-column"

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_from_scratch.base.fingerprint import check_base, fingerprints
 from lora_from_scratch.base.load import BUNDLED, BUNDLED_MODEL
 from lora_from_scratch.core.surgery import inject_each
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, printable
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base
 from lora_from_scratch.formats.files import appearing, refuse_pickle
 from lora_from_scratch.formats.peft_config import CONFIG, PREFIX, PeftConfig, read_config, shown, understand
@@ -133,7 +133,7 @@ def load_adapter(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = N
     check_base(fingerprints(model, tokenizer, whole), metadata, folder)
     check_seal(folder / WEIGHTS, _meaning(config, targets, whole))
     if config.passed_over:
-        names = ", ".join(key[:40] for key in config.passed_over[:3])
+        names = ", ".join(printable(key)[:40] for key in config.passed_over[:3])
         more = f" and {len(config.passed_over) - 3} more" if len(config.passed_over) > 3 else ""
         what = f"passed over, as without effect on the logits: {names}{more}"
         warnings.warn(f"{folder / CONFIG}: {what}; delete them there to be rid of this", stacklevel=2)
@@ -166,8 +166,8 @@ def _check_architecture(config: PeftConfig, tensors: Tensors, folder: Path) -> N
     if PREFIX + HEAD_WEIGHT in tensors and not foreign:
         return
     if foreign or head:
-        base = (config.base_model_name_or_path or "another architecture")[:60]
-        why = f"{(foreign or head)[:60]} is no part of GPT-2"
+        base = printable(config.base_model_name_or_path or "another architecture")[:60]
+        why = f"{printable(foreign or head)[:60]} is no part of GPT-2"
         raise UserError(f"{folder}: its base is {base} ({why}): this project adapts GPT-2 alone")
 
 
@@ -201,7 +201,7 @@ def _fitting(
         variant = next((what for part, what in VARIANTS.items() if part in name), None)
         if variant:
             raise UserError(
-                f"{path}: {key[:90]} belongs to {variant}, not implemented here: load it with PEFT"
+                f"{path}: {printable(key)[:90]} belongs to {variant}, not implemented here: load it with PEFT"
             )
         if "wte." in name and stored[key].shape[1:] == parameters.get(EMBEDDING, ())[1:] != ():
             there, here = len(stored[key]), parameters[EMBEDDING][0]

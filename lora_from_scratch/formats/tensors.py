@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_from_scratch.base.fingerprint import check_base, fingerprints
-from lora_from_scratch.errors import UserError, first_line
+from lora_from_scratch.errors import UserError, first_line, printable
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base
 from lora_from_scratch.formats.files import refuse_pointer
 from lora_from_scratch.formats.seal import check_seal, seal
@@ -75,10 +75,12 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         ) from error
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
-            raise UserError(f"{path}: {name[:80]} holds {tensor.dtype}: save it in a floating-point type")
+            raise UserError(
+                f"{path}: {printable(name)[:80]} holds {tensor.dtype}: save it in a floating-point type"
+            )
         if not tensor.float().isfinite().all():
             raise UserError(
-                f"{path}: {name[:80]} holds a value that is not finite: take an earlier checkpoint"
+                f"{path}: {printable(name)[:80]} holds a value that is not finite: take an earlier checkpoint"
             )
     return tensors, metadata
 
@@ -97,7 +99,7 @@ def check_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], path
     """Raise `UserError` for a tensor of the file that is not expected, missing, or not in that shape."""
     for key in sorted(tensors.keys() - expected.keys()):
         raise UserError(
-            f"{path}: unexpected tensor {key[:90]}: see that --model and the files belong together"
+            f"{path}: unexpected tensor {printable(key)[:90]}: see that --model and the files belong together"
         )
     for key, shape in expected.items():
         if key not in tensors:
