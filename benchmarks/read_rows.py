@@ -29,7 +29,7 @@ from lora_from_scratch.report.tables import markdown_table
 
 SIDES = {
     "ours": "from lora_from_scratch.data.files import read_rows; from lora_from_scratch.data.rows import "
-    "Selection; from lora_from_scratch.data import at_once; import pyarrow.csv, numpy; "
+    "Selection; from lora_from_scratch.data import large_files; import pyarrow.csv, numpy; "
     "read = lambda path: read_rows(path, Selection())",
     "pandas": "import pandas; read = pandas.read_csv",
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_from_scratch.formats.files import appearing, write_whole
+from lora_from_scratch.formats.whole_files import appearing, write_whole
 
 
 def test_files_move_in_at_the_end_and_replace_older_ones(tmp_path):

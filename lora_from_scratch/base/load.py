@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lora_from_scratch.base import files, hub
+from lora_from_scratch.base import hub, model_files
 from lora_from_scratch.errors import NotFound, UserError, first_line
 
 BUNDLED = "bundled"
@@ -29,10 +29,10 @@ def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
     """
     warn_of_shadow(name)
     folder = fetch(name, weights)
-    config = files.read_config(name, folder)
-    for file in files.TOKENIZERS:
+    config = model_files.read_config(name, folder)
+    for file in model_files.TOKENIZERS:
         if (folder / file).exists():
-            files.refuse_pointer(name, folder / file)
+            model_files.refuse_pointer(name, folder / file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer("a film")
@@ -80,7 +80,7 @@ def load_model(
     although no labels are named.
     """
     folder = fetch(name, weights=not random_init)
-    config = files.read_config(name, folder)
+    config = model_files.read_config(name, folder)
     config.pad_token_id = pad_token_id
     if label_names is not None:
         config.id2label = dict(enumerate(label_names))
@@ -115,10 +115,10 @@ def fetch(name: str, weights: bool = True) -> Path:
     if name == BUNDLED:
         return BUNDLED_MODEL
     if os.path.isdir(name):
-        if not os.path.isfile(os.path.join(name, files.CONFIG)):
+        if not os.path.isfile(os.path.join(name, model_files.CONFIG)):
             raise UserError(f"model folder {name!r} holds no config.json: name the folder of a checkpoint")
         if weights:
-            files.check_format(name, Path(name))
+            model_files.check_format(name, Path(name))
         return Path(name)
     if os.path.exists(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise NotFound(f"model {name!r} is not a folder; --model takes a hub id, a folder or {BUNDLED!r}")
@@ -138,7 +138,7 @@ def warn_of_shadow(name: str) -> None:
 
 
 def _from_hub(name: str, weights: bool) -> Path:
-    wanted = [*files.PATTERNS, *files.WEIGHT_PATTERNS * weights]
+    wanted = [*model_files.PATTERNS, *model_files.WEIGHT_PATTERNS * weights]
     with hub.asking() as answers:
         try:
             folder = snapshot_download(name, allow_patterns=wanted)
@@ -146,15 +146,15 @@ def _from_hub(name: str, weights: bool) -> Path:
             folder = getattr(error, "snapshot_path", None) or _cached(name, wanted)
             if folder is None and hub.is_offline() and not isinstance(error, HFValidationError):
                 raise hub.out_of_reach("model", name) from error
-            if folder is None or files.lacking(Path(folder), weights):
+            if folder is None or model_files.lacking(Path(folder), weights):
                 raise answers.failure("model", name, error) from error
-        part = files.lacking(Path(folder), weights)
+        part = model_files.lacking(Path(folder), weights)
         if not part:
             return Path(folder)
         if hub.is_offline():
             raise hub.out_of_reach("model", name, part)
         if part == "its weights":
-            raise UserError(files.no_safetensors(name, list_repo_files(name)))
+            raise UserError(model_files.no_safetensors(name, list_repo_files(name)))
         raise UserError(f"model {name!r} is on the hub without {part}: name a whole checkpoint of GPT-2")
 
 
@@ -184,7 +184,7 @@ def _build(name: str, config: GPT2Config) -> GPT2ForSequenceClassification:
 
 def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForSequenceClassification, bool]:
     """The model with its pretrained weights, and whether its head still has to be drawn."""
-    files.check_weights(name, folder, config)
+    model_files.check_weights(name, folder, config)
     try:
         model, info = GPT2ForSequenceClassification.from_pretrained(
             folder,

@@ -23,7 +23,7 @@ from lora_from_scratch.data.rows import Rows
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
-from lora_from_scratch.formats.files import appearing
+from lora_from_scratch.formats.whole_files import appearing
 from lora_from_scratch.report.screen import not_beaten, summary
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.predict import Prediction, labelled

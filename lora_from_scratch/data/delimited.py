@@ -8,7 +8,7 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
-from lora_from_scratch.data.at_once import read_at_once
+from lora_from_scratch.data.large_files import read_at_once
 from lora_from_scratch.data.lines import lines_of
 from lora_from_scratch.data.rows import Numbered, Table
 from lora_from_scratch.errors import UserError

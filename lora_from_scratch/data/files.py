@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lora_from_scratch.data.at_once import LARGE
 from lora_from_scratch.data.delimited import open_delimited
 from lora_from_scratch.data.json_rows import open_json
+from lora_from_scratch.data.large_files import LARGE
 from lora_from_scratch.data.lines import DAMAGE, refuse_by_content, unreadable
 from lora_from_scratch.data.parquet import open_parquet
 from lora_from_scratch.data.rows import Rows, Selection, Table, collect, nothing_in

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.core.surgery import is_suffix
 from lora_from_scratch.errors import UserError, first_line
-from lora_from_scratch.formats.files import refuse_pointer
+from lora_from_scratch.formats.whole_files import refuse_pointer
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.adapted import Adapted
-from lora_from_scratch.formats.files import appearing, write_whole
 from lora_from_scratch.formats.table import FORMATS, format_named
+from lora_from_scratch.formats.whole_files import appearing, write_whole
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.runs.record import as_json, run_record
 from lora_from_scratch.runs.writable import RESULTS, check_place

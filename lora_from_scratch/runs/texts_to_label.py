@@ -17,7 +17,7 @@ from lora_from_scratch.data.files import is_table, open_table
 from lora_from_scratch.data.lines import lines_of, refuse_by_content
 from lora_from_scratch.data.rows import SURROGATE, Rows, Selection, collect
 from lora_from_scratch.errors import UserError, quoted
-from lora_from_scratch.formats.files import appearing
+from lora_from_scratch.formats.whole_files import appearing
 
 if TYPE_CHECKING:
     from lora_from_scratch.runs.predict import Prediction

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lora_from_scratch.errors import UserError, quoted
-from lora_from_scratch.formats.files import appearing
+from lora_from_scratch.formats.whole_files import appearing
 
 RESULTS = "results.json"  # in the folder of a run
 
