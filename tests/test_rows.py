@@ -218,8 +218,8 @@ def test_what_is_read_at_once_is_refused_as_row_by_row(tmp_path, monkeypatch, co
         (
             "d.parquet.gz",
             gzip.compress(b"PAR1")[:-1],
-            "d.parquet.gz: cannot be read (Compressed file ended before the end-of-stream marker was reached); "
-            "check the file, or give another",
+            "d.parquet.gz: cannot be read (Compressed file ended before the end-of-stream marker was "
+            "reached); check the file, or give another",
         ),
     ],
 )
