@@ -100,7 +100,9 @@ def _read(path: Path, selection: Selection) -> Rows | str:
     for large in (reader.LARGE, 0) if reader.suffix(path) in (".csv", ".tsv") else (reader.LARGE,):
         with mock.patch.object(reader, "LARGE", large):
             rows = outcome(lambda: reader.read_rows(path, selection), path)
-        if isinstance(rows, Rows):
+        if isinstance(rows, str):
+            require(rows.count(str(path)) == 1, f"a sentence inside another: {rows}")
+        else:
             _check_rows(rows, str(path))
             rows = Rows(rows.texts, rows.labels, list(rows.numbers), rows.source, rows.unit, rows.label_names)
         found.append(rows)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+from pathlib import Path
 
 import datasets
 import pandas
@@ -208,6 +209,25 @@ def test_what_is_read_at_once_is_refused_as_row_by_row(tmp_path, monkeypatch, co
         monkeypatch.setattr(files, "LARGE", large)
         with pytest.raises(UserError, match=message):
             texts_of(tmp_path / "d.csv", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.json", b"\n[\xff]", "d.json, line 2: not UTF-8; save the file as UTF-8"),
+        (
+            "d.parquet.gz",
+            gzip.compress(b"PAR1")[:-1],
+            "d.parquet.gz: cannot be read (Compressed file ended before the end-of-stream marker was "
+            "reached); check the file, or give another",
+        ),
+    ],
+)
+def test_no_sentence_stands_inside_another(tmp_path, monkeypatch, name, content, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        texts_of(Path(name), content)
+    assert str(caught.value) == message
 
 
 def test_rows_that_fill_the_memory(tmp_path, monkeypatch):

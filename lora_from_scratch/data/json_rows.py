@@ -28,8 +28,9 @@ def open_json(path: Path) -> Table:
 
 
 def _array(path: Path) -> list[tuple[int, dict[str, object]]]:
+    text = "".join(lines_of(path))
     try:
-        values = json.loads("".join(lines_of(path)))
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend or export it") from error
     except (ValueError, RecursionError) as error:

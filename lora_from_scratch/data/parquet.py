@@ -14,8 +14,9 @@ def open_parquet(path: Path) -> Table:
     """The table of a file; names of label ids are in the metadata, where `datasets` writes them."""
     from pyarrow import ArrowException, parquet
 
+    contents = io.BytesIO(bytes_of(path))
     try:
-        file = parquet.ParquetFile(io.BytesIO(bytes_of(path)))
+        file = parquet.ParquetFile(contents)
         schema = file.schema_arrow
     except (ArrowException, ValueError, OSError) as error:
         raise _no_parquet(path, error) from error
