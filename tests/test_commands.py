@@ -590,3 +590,24 @@ def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
     assert config.id2label == {0: "angry", 1: "calm", 2: "glad"}
     merged = printed(capsys, "predict", "--adapter", tmp_path / "merged", *moods.values())
     assert [line.split("\t")[0] for line in merged.splitlines()] == list(moods)
+
+
+def test_blank_lines_alone_get_no_label(runs, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n \n")))
+    out = printed(capsys, "predict", "--adapter", runs / "head", "--drop-blank")
+    assert [line.strip() for line in out.splitlines()] == ["", ""]
+    monkeypatch.setattr("sys.stdin", None)
+    assert "standard input is closed" in fails(capsys, "predict", "--adapter", str(runs / "head"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dataset": 5}, {"text_column": 5}, {"limit_train": "3"}, {"seed": None}]
+)
+def test_a_record_of_somebody_elses_is_no_trouble(runs, capsys, tmp_path, changes):
+    adapter = copy_of(runs / "head", tmp_path / "adapter")
+    record = json.loads((adapter / "results.json").read_text())
+    record["config"].update(changes)
+    (adapter / "results.json").write_text(json.dumps(record))
+    rows = tmp_path / "d.csv"
+    rows.write_text("text,label\ngood,1\nbad,0\n")
+    printed(capsys, "evaluate", "--adapter", adapter, "--dataset", rows, "--output-dir", tmp_path / "out")

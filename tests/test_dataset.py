@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 
 from lora_from_scratch import UserError
@@ -116,3 +117,24 @@ def test_a_path_that_is_not_there(name):
 def test_an_unknown_hub_id_out_of_reach_of_the_hub():
     with pytest.raises(NotFound, match="is neither here nor cached, and the hub is out of reach"):
         load_dataset("no-such-dataset-anywhere")
+
+
+@pytest.mark.parametrize(("good", "bad"), [(40, 20), (97, 3), (15, 5), (60, 1)])
+def test_the_tenth_is_one_of_each_class(tmp_path, good, bad):
+    """And a class of a single row is trained on."""
+    rows = [(f"text {i}", "good" if i < good else "bad") for i in range(good + bad)]
+    dataset = load_dataset(write(tmp_path / "d.tsv", tsv(rows)))
+    held_out = [dataset.validation.labels.count(label) for label in (0, 1)]
+    assert sum(held_out) == round(0.1 * (good + bad))
+    assert abs(held_out[0] - (bad > 1) * bad / 10) < 1
+    assert dataset.train.labels.count(0) == bad - held_out[0] > 0
+
+
+def test_one_row_alone_is_refused(tmp_path):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    path = str(tmp_path / "d.parquet")
+    datasets.Dataset.from_dict({"text": ["x"], "label": [0]}, features=features).to_parquet(path)
+    with pytest.raises(UserError, match="a single row cannot be trained on and measured; add others"):
+        load_dataset(path)

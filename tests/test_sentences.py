@@ -54,7 +54,7 @@ MEND = "fill it in, or delete the row"
 ONE_VALUE = "write it as one string or number"
 NOT_JSON = "write one object a line, or one array"
 TWICE = 'inside an enclosed cell write a quotation mark twice ("")'
-ENCLOSE = "enclose a text that holds the delimiter in quotation marks"
+ENCLOSE = "enclose a text that holds the delimiter in quotation marks, or mend the header"
 NO_HEADER = (
     "if that is a row, put text and label above, else name its columns with --text-column and --label-column"
 )
@@ -132,14 +132,14 @@ ROWS = [
     Case(
         "half of a surrogate pair",
         JSONL,
-        "warning: d.jsonl, line 2: half of a surrogate pair, which is no character, is read as U+FFFD; texts "
+        "warning: d.jsonl, line 2: half of a surrogate pair, which is no character, is read as U+FFFD; rows "
         "with one: 1; write the file again to mend them",
         jsonl_of('{"text": "a", "label": 1}', r'{"text": "b \ud83d", "label": 0}'),
     ),
     Case(
         "two halves apart",
         LOAD + "d.json",
-        "warning: d.json, row 1: half of a surrogate pair, which is no character, is read as U+FFFD; texts "
+        "warning: d.json, row 1: half of a surrogate pair, which is no character, is read as U+FFFD; rows "
         "with one: 2; write the file again to mend them",
         {"d.json": r'[{"text": "\ude00a", "label": 1}, {"text": "\ud83d b \ud83d", "label": 0}]'},
     ),
@@ -270,7 +270,8 @@ ROWS = [
     Case(
         "names of columns that a terminal cannot show",
         CSV,
-        "error: d.csv: no column sentence or text; name one of 'my text' and 2 more with --text-column",
+        "error: d.csv: no column sentence or text; name one of 'two lines', 'my text' and 1 more "
+        "with --text-column",
         {"d.csv": '"two\nlines","\x1b[31m","my text"\na,1,b\n'},
     ),
     Case(
@@ -388,6 +389,43 @@ ROWS = [
         {"d/train.csv": "", "d/train.jsonl": ""},
     ),
     Case(
+        "Excel's line about the delimiter, and then no header",
+        CSV,
+        f"error: d.csv: the first line is '17', 'so good'; {NO_HEADER}",
+        {"d.csv": "sep=;\n17;so good\n"},
+    ),
+    Case(
+        "the header again, of another program",
+        CSV,
+        "error: d.csv, line 4: the header again (files put together?); delete this line",
+        {"d.csv": "id,text,label\n1,good,1\n2,bad,0\n\ufeffID,Text,Label\n3,fine,1\n"},
+    ),
+    Case(
+        "one column as text and label",
+        CSV + " --text-column label",
+        "error: d.csv: 'label' is named as text and as label; name the other with its flag",
+        csv_of(*TWO),
+    ),
+    Case(
+        "columns as pandas writes them by default",
+        LOAD + "d.json",
+        "error: d.json: one object of columns; write one a row (in pandas orient='records')",
+        {"d.json": '{"text": {"0": "good"}, "label": {"0": 1}}'},
+    ),
+    Case(
+        "UTF-16 without its mark",
+        CSV,
+        "error: d.csv, line 1: UTF-16 or no text at all; save the file as UTF-8",
+        {"d.csv": "text,label\ngood,1\n".encode("utf-16-le")},
+    ),
+    Case(
+        "halves of characters in a label",
+        JSONL,
+        "warning: d.jsonl, line 1: half of a surrogate pair, which is no character, is read as U+FFFD; rows "
+        "with one: 1; write the file again to mend them",
+        jsonl_of(r'{"text": "a", "label": "x\ud83d"}', '{"text": "b", "label": "y"}'),
+    ),
+    Case(
         "a split that is not there",
         LOAD + "d --validation-split held",
         "error: dataset folder d holds "
@@ -448,6 +486,37 @@ LABELS = [
         "warning: d.csv: the labels 'so so', 'soso' differ by case or spaces alone, "
         "and are 2 classes; spell them alike if they are one",
         csv_of("a,so so", "b,bad", "c,soso"),
+    ),
+    Case(
+        "nan among words",
+        CSV,
+        "error: d.csv, line 4: the label is 'NaN', which is no value; fill it in",
+        csv_of("a,good", "b,bad", "c,NaN"),
+    ),
+    Case(
+        "marks that are part of a label",
+        CSV,
+        "error: d.csv, line 2: the label '\"good\"' has its marks in it; delete the space before",
+        csv_of('"a", "good"', '"b", "bad"'),
+    ),
+    Case(
+        "what one does not see in a label",
+        JSONL,
+        "warning: d.jsonl: the labels 'good', 'good\\u200b' differ by case or spaces alone, and are 2 "
+        "classes; spell them alike if they are one",
+        jsonl_of('{"text": "a", "label": "good"}', r'{"text": "b", "label": "good\u200b"}'),
+    ),
+    Case(
+        "a class with nothing to train on",
+        LOAD + "d --limit-train 1",
+        "warning: no sentence of 'bad' to train on; add some, or leave it out",
+        {"d/train.csv": "text,label\ngood,good\nbad,bad\n", "d/dev.csv": "text,label\na,bad\nb,good\n"},
+    ),
+    Case(
+        "a class with nothing to measure on",
+        LOAD + "d",
+        "warning: no sentence of 'bad' to measure on; add some, or leave it out",
+        {"d/train.csv": "text,label\ngood,good\nbad,bad\n", "d/dev.csv": "text,label\nb,good\n"},
     ),
     Case(
         "a class that train lacks",
@@ -1239,7 +1308,7 @@ AFTERWARDS = [
     Case(
         "evaluating on some of what was trained on",
         "evaluate --adapter a --dataset e.csv",
-        "warning: 4 of 6 sentences were trained on, so the figures flatter: evaluate on others",
+        "warning: 5 of 6 sentences were trained on, so the figures flatter: evaluate on others",
         trained_on({"d.csv": TEN, "e.csv": "\n".join([*TEN.splitlines()[:6], "new,bad"])}, "d.csv"),
     ),
     Case(
@@ -1407,7 +1476,7 @@ FRONT_DOOR = [
         "validation sentences that are trained on",
         "--model bundled --dry-run --dataset d",
         "warning: 2 of 20 validation sentences are also trained on, so the figures flatter: take them out "
-        "of either",
+        "of either, or delete what a file repeats",
         {"d/train.csv": "text,label\nfilm 1,good\nfilm 2,bad\n", "d/dev.csv": TEN},
     ),
     Case(
@@ -1418,9 +1487,12 @@ FRONT_DOOR = [
     ),
     Case(
         "one class alone",
-        TRAIN + "--batch-size 1 --epochs 2 --lr 30",
-        "warning: every prediction is 'good' at --lr 30 (the default here is 0.003); try that",
-        {"d.csv": TEN},
+        TRAIN.replace("d.csv", ".") + "--batch-size 2 --epochs 8 --lr 0.01",
+        "warning: every prediction is 'a' at --lr 0.01 (the default here is 0.003); try that",
+        {
+            "train.csv": "text,label\n" + "fine,a\n" * 6 + "fine,b\n" * 2,
+            "dev.csv": "text,label\n" + "fine,a\n" * 6 + "fine,b\n" * 4,
+        },
     ),
 ]
 

@@ -55,7 +55,7 @@ def _flag_of(word: str) -> str | None:
 
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:
-    return ["--help", *re.findall(r"--[a-z][a-z-]*", parser.format_usage())]
+    return [option for action in parser._actions for option in action.option_strings]
 
 
 def _meant_alone(word: str) -> str:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_from_scratch.data.files import is_table, read_rows
-from lora_from_scratch.data.hub import is_hub_name, rows_of_hub, warn_of_shadow
+from lora_from_scratch.data.hub import SECOND, is_hub_name, rows_of_hub, warn_of_shadow
 from lora_from_scratch.data.labels import label_ids, label_names, plain
 from lora_from_scratch.data.rows import Rows, Selection
 from lora_from_scratch.errors import NotFound, UserError, quoted
@@ -14,7 +15,6 @@ from lora_from_scratch.errors import NotFound, UserError, quoted
 BUNDLED = "bundled"
 BUNDLED_DATASET = Path(__file__).parents[1] / "bundled" / "mini-reviews"
 DEFAULT = "sst2"
-VALIDATION = ("validation", "val", "dev", "test")  # of a folder or a hub dataset, in this order
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,23 @@ def local_files(name: str, selection: Selection, whole: bool = False) -> list[Pa
 
 
 def _held_out(rows: Rows) -> tuple[Rows, Rows]:
-    """The same tenth of the rows for whoever asks, as the second part; both in the order of their source."""
+    """The same tenth of each class for whoever asks, as the second part; both in their source's order."""
+    if len(rows) < 2:
+        raise UserError(f"{rows.source}: a single row cannot be trained on and measured; add others")
     import torch  # here alone: the rest of this file answers mistakes before seconds of imports
 
-    held_out = max(1, round(0.1 * len(rows)))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    return rows.take(sorted(order[held_out:])), rows.take(sorted(order[:held_out]))
+    counts = Counter(rows.labels)
+    several = [i for i in order if counts[rows.labels[i]] > 1] or order  # of a class of one, none to spare
+    by_class = sorted(several, key=lambda i: str(rows.labels[i]))
+    size = min(max(1, round(0.1 * len(rows))), len(several))
+    held_out = {by_class[(2 * k + 1) * len(by_class) // (2 * size)] for k in range(size)}
+    parts = ([i for i in range(len(rows)) if (i in held_out) == kept] for kept in (False, True))
+    return tuple(map(rows.take, parts))
 
 
 def _validation_file(folder: Path, selection: Selection) -> Path:
-    return _file(folder, "validation", selection.validation_split, *VALIDATION)
+    return _file(folder, "validation", selection.validation_split, *SECOND)
 
 
 def _file(folder: Path, split: str, asked: str | None, *usual: str) -> Path:

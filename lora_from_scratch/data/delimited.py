@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from lora_from_scratch.data.large_files import read_at_once
 from lora_from_scratch.data.lines import lines_of
-from lora_from_scratch.data.rows import Numbered, Table
+from lora_from_scratch.data.rows import Numbered, Table, folded
 from lora_from_scratch.errors import UserError
 
+SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # a line above the header, for Excel
 ENCLOSED = re.compile('"(?:[^"]|"")*"')
 
 
@@ -25,8 +27,12 @@ def open_delimited(path: Path, delimiters: str) -> Table:
     """
     lines = lines_of(path)
     blank = []
-    while not (first := next(lines, "")).strip() and first:
-        blank.append(first)
+    while (first := next(lines, "")) and (not first.strip() or SEPARATOR.fullmatch(first)):
+        if said := SEPARATOR.fullmatch(first):
+            delimiters = said[1]
+        blank.append("\n")
+    if "\0" in first:
+        raise UserError(f"{path}, line {len(blank) + 1}: UTF-16 or no text at all; save the file as UTF-8")
     delimiter = _delimiter(first, delimiters)
     encloses = delimiter != "\t" or _encloses(path, first)
     quoting = {"strict": True} if encloses else {"quoting": csv.QUOTE_NONE}
@@ -34,13 +40,10 @@ def open_delimited(path: Path, delimiters: str) -> Table:
     reader = csv.reader(chain(blank, [first], lines), delimiter=delimiter, **quoting)
     rows = _records(path, reader)
     _, header = next(rows, (0, []))
-    return Table(
-        str(path),
-        "line",
-        header,
-        lambda names: _cells(path, header, rows, names),
-        at_once=partial(read_at_once, path, delimiter, encloses, header),
-    )
+    table = Table(str(path), "line", header, lambda names: _cells(path, header, rows, names))
+    if reader.line_num > 1:  # blank lines above the header, or a line break in it
+        return table
+    return replace(table, at_once=partial(read_at_once, path, delimiter, encloses, header))
 
 
 def _delimiter(header: str, candidates: str) -> str:
@@ -98,14 +101,18 @@ def _cells(path: Path, header: list[str], rows: Numbered, names: Sequence[str]) 
     choose = itemgetter(*places) if len(places) > 1 else lambda cells: [cells[i] for i in places]
     if names == header:  # whose names may not all differ
         choose = list
+    again, last = list(map(folded, names if len(names) > 1 else header)), folded(names[-1])
     for number, cells in rows:
         if len(cells) != width:
+            if len(cells) == 1 and not cells[0].strip():
+                continue
             raise UserError(
                 f"{path}, line {number}: {len(cells)} columns, where the header has {width}; enclose a text "
-                "that holds the delimiter in quotation marks"
+                "that holds the delimiter in quotation marks, or mend the header"
             )
-        if cells == header:
+        chosen = choose(cells)
+        if folded(chosen[-1]) == last and again == list(map(folded, chosen if len(chosen) > 1 else cells)):
             raise UserError(
                 f"{path}, line {number}: the header again (files put together?); delete this line"
             )
-        yield number, choose(cells)
+        yield number, chosen

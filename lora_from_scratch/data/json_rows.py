@@ -17,6 +17,12 @@ def open_json(path: Path) -> Table:
         unit, objects = "row", _array(path)
     else:
         unit, objects = "line", list(_objects(path))
+        if (
+            len(objects) == 1
+            and len(objects[0][1]) > 1
+            and all(isinstance(value, (dict, list)) for value in objects[0][1].values())
+        ):
+            raise UserError(f"{path}: one object of columns; write one a row (in pandas orient='records')")
     columns: dict[str, None] = {}
     for _, row in objects:
         columns.update(dict.fromkeys(row))

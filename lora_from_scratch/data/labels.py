@@ -6,6 +6,7 @@ order. Where the source names its ids itself (ClassLabel), they stay as they are
 """
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -31,6 +32,12 @@ def label_names(rows: Rows) -> list[str]:
     if texts and len(texts) < len(distinct) and all(text.casefold() in NO_VALUE for text in texts):
         where = rows.place(rows.labels.index(texts[0]))
         raise UserError(f"{where}: the label is {quoted(texts[0])}, where others are numbers; fill it in")
+    for text in texts:
+        where = rows.place(rows.labels.index(text))
+        if text.casefold() == "nan":
+            raise UserError(f"{where}: the label is {quoted(text)}, which is no value; fill it in")
+        if len(text) > 1 and text[0] == text[-1] == '"':
+            raise UserError(f"{where}: the label {quoted(text)} has its marks in it; delete the space before")
     names = sorted({*map(str, distinct)}) if texts else list(map(str, sorted(distinct)))
     if len(names) < 2:
         raise UserError(f"{rows.source}: every label is {quoted(names[0])}; add rows of a second class")
@@ -77,20 +84,22 @@ def plain(names: Sequence[str]) -> bool:
 def _value(label: Label) -> Label:
     """A number for what is one or reads as one, an int where it is whole."""
     if isinstance(label, str):
-        if not NUMBER.fullmatch(label) or len(label) > 15:
+        if not NUMBER.fullmatch(label) or len(label) > 100:
             return label
-        label = float(label)
+        label = float(label) if "." in label else int(label)
     return int(label) if label == int(label) else label
 
 
 def _tell_look_alikes(names: Sequence[str], source: str) -> None:
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault("".join(name.split()).casefold(), []).append(name)
+        seen = unicodedata.normalize("NFKC", name).casefold()
+        seen = "".join(one for one in seen if not one.isspace() and unicodedata.category(one) != "Cf")
+        alike.setdefault(seen, []).append(name)
     for group in alike.values():
         if len(group) > 1:
             warnings.warn(
-                f"{source}: the labels {quoted(*group)} differ by case or spaces alone, and are {len(group)} "
-                "classes; spell them alike if they are one",
+                f"{source}: the labels {quoted(*group)} differ by case or spaces alone, and are "
+                f"{len(group)} classes; spell them alike if they are one",
                 stacklevel=3,
             )

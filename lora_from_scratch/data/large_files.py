@@ -7,7 +7,7 @@ Whatever is not plain is left to that: it says which line is wrong. Where both r
 from pathlib import Path
 
 from lora_from_scratch.data.lines import bytes_of
-from lora_from_scratch.data.rows import Rows
+from lora_from_scratch.data.rows import Rows, folded
 from lora_from_scratch.errors import UserError
 
 LARGE = 16 << 20  # bytes; below that, importing pyarrow takes as long as reading
@@ -48,17 +48,24 @@ def read_at_once(
         )
     except (pyarrow.ArrowException, ValueError):
         return None
-    lines = data.count(b"\n") + (not data.endswith(b"\n"))
-    if lines != len(table) + 1 or (b"\r" in data and data.count(b"\r") != data.count(b"\r\n")):
+    if not _a_line_each(data, len(table) + 1):
         return None
     del data
     texts = list(map(str.strip, table[text].to_pylist()))
     coded = table[label].combine_chunks().dictionary_encode()
     names = [name.strip() for name in coded.dictionary.to_pylist()]
-    if "" in texts or "" in names or label.strip() in names or not texts:
+    again = folded(label) in map(folded, names)
+    if "" in texts or "" in names or again or not texts:
         return None
     labels = [names[code] for code in coded.indices.to_pylist()]
     return Rows(texts, labels, range(2, len(texts) + 2), str(path), "line")
+
+
+def _a_line_each(data: bytes, rows: int) -> bool:
+    """Whether the rows, the header among them, are the lines, which end at \\n or \\r\\n."""
+    if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
+        return False
+    return data.count(b"\n") + (not data.endswith(b"\n")) == rows
 
 
 def _is_utf8(data: bytes) -> bool:

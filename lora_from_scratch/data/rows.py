@@ -38,8 +38,13 @@ class Selection:
         found = {what: self._column(what, names, place) for what in wanted}
         nameless = [what for what, name in found.items() if name is None]
         if not nameless:
+            if len({*found.values()}) < len(found):
+                both = quoted(found[wanted[0]])
+                raise UserError(
+                    f"{place}: {both} is named as text and as label; name the other with its flag"
+                )
             return list(found.values())
-        told = any(getattr(self, f"{what}_column") for what in wanted)
+        told = any(getattr(self, f"{what}_column") is not None for what in wanted)
         if nameless == list(wanted) and not told and any(map(_looks_like_data, names)):
             seen = quoted(*names[:2], length=24) + ", ..." * (len(names) > 2)
             raise UserError(
@@ -48,14 +53,14 @@ class Selection:
             )
         what = nameless[0]
         asked = getattr(self, f"{what}_column")
-        missing = quoted(asked) if asked else " or ".join(USUAL[what])
+        missing = " or ".join(USUAL[what]) if asked is None else quoted(asked)
         raise UserError(f"{place}: no column {missing}; {_choice(names, what)}")
 
     def _column(self, what: str, names: Sequence[str], place: str) -> str | None:
         asked = getattr(self, f"{what}_column")
-        for name in (asked,) if asked else USUAL[what]:
+        for name in USUAL[what] if asked is None else (asked,):
             same = [other for other in names if other == name] or [
-                other for other in names if other.strip().casefold() == name.strip().casefold()
+                other for other in names if folded(other) == folded(name)
             ]
             if len(same) > 1:
                 raise UserError(f"{place}: two columns are called {quoted(*same)}; rename one of them")
@@ -117,11 +122,13 @@ def collect(
     texts, labels, numbers, blank, repaired = [], [], array("q"), [], []
     seen: dict[str, str] = {}  # labels as they stand there, and stripped
     for number, text, label in values:
+        if drop_blank and (text is None or text != text):  # NaN
+            text = ""
         if type(text) is not str:
             text = str(_value(text, "text", f"{source}, {unit} {number}"))
-        if not text.isascii() and SURROGATE.search(text):
+        if not text.isascii() and whole(text) != text:
             repaired.append(number)
-            text = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+            text = whole(text)
         text = text.strip()
         if not text:
             blank.append(number)
@@ -132,6 +139,8 @@ def collect(
             raw, label = label, _value(label, "label", f"{source}, {unit} {number}")
             if type(raw) is str:
                 seen[raw] = label
+                if whole(raw) != raw:
+                    repaired.append(number)
         texts.append(text)
         labels.append(label)
         numbers.append(number)
@@ -139,6 +148,16 @@ def collect(
     if not texts:
         raise nothing_in(source)
     return Rows(texts, labels, numbers, source, unit, label_names)
+
+
+def whole(text: str) -> str:
+    """The text, with U+FFFD where it holds half of a surrogate pair, which no file can."""
+    return text if text.isascii() else SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def folded(name: str) -> str:
+    """A name without what people do not see in it: case, a byte-order mark, spaces but single ones."""
+    return " ".join(name.strip("\ufeff").split()).casefold()
 
 
 def nothing_in(source: str) -> UserError:
@@ -155,7 +174,7 @@ def _value(value: object, what: str, place: str) -> str | int | float:
         raise UserError(f"{place}: the {what} is {kind}; write it as one string or number")
     if not isinstance(value, str):
         return value
-    value = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value).strip()
+    value = whole(value).strip()
     if not value and what == "label":
         raise UserError(f"{place}: the label is empty; fill it in, or delete the row")
     return value
@@ -177,7 +196,7 @@ def _tell(
     if repaired:
         warnings.warn(
             f"{source}, {unit} {repaired[0]}: half of a surrogate pair, which is no character, is read as "
-            f"U+FFFD; texts with one: {len(repaired):,}; write the file again to mend them",
+            f"U+FFFD; rows with one: {len(repaired):,}; write the file again to mend them",
             stacklevel=3,
         )
 
@@ -190,7 +209,7 @@ def _looks_like_data(name: str) -> bool:
 def _choice(names: Sequence[str], what: str) -> str:
     """What to do: the names as a shell takes them, as many as fit into a sentence and can be typed."""
     shown, left = [], 90
-    for name in map(str.strip, names):
+    for name in (" ".join(name.split()) for name in names):
         typed = shlex.quote(name)
         if name.isprintable() and name and (left := left - len(typed) - 2) >= 0:
             shown.append(typed)

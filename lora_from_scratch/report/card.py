@@ -66,7 +66,7 @@ def model_card(record: dict[str, object]) -> str:
     return CARD.format(
         **record,
         base_model=json.dumps(config.model, ensure_ascii=False),  # JSON's strings are YAML's
-        source=json.dumps(ALIASES.get(config.dataset, [config.dataset])[0], ensure_ascii=False),
+        source=json.dumps(_repository(config.dataset), ensure_ascii=False),
         library=format.TITLE,
         saved_as=config.way.saved_as,
         names=_listed(names),
@@ -79,6 +79,11 @@ def model_card(record: dict[str, object]) -> str:
         settings=f"\n- {settings}" if settings else "",
         loading="\n".join(format.how_to_load(config.model, names)),
     )
+
+
+def _repository(dataset: str) -> str:
+    """Of a dataset on the hub owner/name, without its configuration; of any other its name."""
+    return "/".join(ALIASES.get(dataset, dataset).split("/")[:2]) if dataset in ALIASES else dataset
 
 
 def _listed(names: list[str]) -> str:

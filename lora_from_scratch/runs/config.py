@@ -39,7 +39,7 @@ class RunConfig:
     random_init: bool = flag(False, "build the model from its configuration alone")
     dataset: str | None = flag(
         None,
-        "sst2, a hub id, a .tsv/.csv/.jsonl file, a folder with train.* and dev.* or validation.*, or "
+        "sst2, a hub id, a file (.csv .tsv .json .jsonl .ndjson .parquet, also .gz), a folder of them, or "
         "'bundled' (default: sst2; without a hub bundled)",
     )
     text_column: str | None = flag(None, "where the text is (default: sentence, else text)", "NAME")
@@ -82,6 +82,9 @@ class RunConfig:
         self._check()
 
     def _check(self) -> None:
+        for name in ("model", "dataset", "output_dir"):
+            if getattr(self, name) == "":
+                raise UserError(f"--{name.replace('_', '-')} is empty; name one, or leave the flag out")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         counts = ("epochs", "batch_size", "max_length", "limit_train", "max_steps")

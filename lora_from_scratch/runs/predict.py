@@ -52,6 +52,8 @@ def _label(adapted: Adapted, texts: list[str]) -> tuple[list[Prediction], int]:
     """Predictions, and how many texts were cut."""
     stripped = [text.strip() for text in texts]  # as in training
     there = [text for text in stripped if text]
+    if not there:
+        return [Prediction(None, None, text) for text in texts], 0
     examples = tokenize(adapted.tokenizer, there, [0] * len(there), adapted.model.config.n_positions)
     logits = predict_logits(adapted.model, examples)
     finite = logits.isfinite().all(dim=1).tolist()

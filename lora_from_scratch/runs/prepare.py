@@ -1,5 +1,6 @@
 """From what a run is asked to what it will do: data, base, adapted model, tokens; no choice stays open."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from lora_from_scratch.base import load as base
 from lora_from_scratch.base.fingerprint import weights_fingerprint
 from lora_from_scratch.data import dataset as data
 from lora_from_scratch.data.batches import TokenizedExamples, tokenize
-from lora_from_scratch.errors import NotFound, UserError
+from lora_from_scratch.errors import NotFound, UserError, quoted
 from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.runs.random_draws import generator_for, limited
 from lora_from_scratch.runs.trained_on import warn_if_in_both
@@ -86,9 +87,20 @@ def prepare(config: RunConfig) -> Prepared:
     model = adapt(model, config, generator_for(config.seed, "adapter")).to(device)
     splits = train, validation = (limited(dataset.train, config.limit_train, config.seed), dataset.validation)
     warn_if_in_both(train.sentences, validation.sentences)
+    _warn_of_absent_classes(dataset.label_names, train, validation)
     config = replace(config, epochs=config.epochs or default_epochs(len(train)))
     examples = (tokenize(tokenizer, part.sentences, part.labels, config.max_length) for part in splits)
     return Prepared(config, model, tokenizer, dataset, *examples, digest, base_again, substituted)
+
+
+def _warn_of_absent_classes(names: list[str], train: data.Split, validation: data.Split) -> None:
+    for split, what in ((train, "train on"), (validation, "measure on")):
+        present = set(split.labels)
+        absent = [name for i, name in enumerate(names) if i not in present]
+        if absent:
+            warnings.warn(
+                f"no sentence of {quoted(*absent)} to {what}; add some, or leave it out", stacklevel=3
+            )
 
 
 def default_epochs(sentences: int) -> int:

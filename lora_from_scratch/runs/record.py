@@ -1,6 +1,7 @@
 """What results.json holds: one record, of a training and of a later evaluation alike."""
 
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,7 @@ def run_record(
         "train_classes": class_counts(train.labels, dataset.label_names),
         "validation_name": dataset.validation_name,
         "label_names": dataset.label_names,
+        "path": os.path.realpath(config.dataset) if os.path.exists(config.dataset) else None,
     }
     validation = prepared.validation_examples
     return _record(about, data, prepared.model, validation, training, evaluation, output_dir)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from lora_from_scratch.data.files import is_table, open_table
 from lora_from_scratch.data.lines import lines_of, refuse_by_content
-from lora_from_scratch.data.rows import SURROGATE, Rows, Selection, collect
+from lora_from_scratch.data.rows import SURROGATE, Rows, Selection, collect, whole
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats.whole_files import appearing
 
@@ -43,6 +43,8 @@ def lines(file: Path | None, drop_blank: bool) -> Iterator[str]:
     UserError if it is a table, not UTF-8, or has blank lines: of a file at once, of a stream as they come.
     """
     if file is None:
+        if sys.stdin is None:
+            raise UserError("no texts: standard input is closed; give them as arguments or with --file")
         if sys.stdin.isatty():
             print(WAITING, file=sys.stderr)
         return _stream(sys.stdin.buffer, "stdin", drop_blank)
@@ -121,7 +123,7 @@ def _writer(file: TextIO, suffix: str, columns: list[str]) -> Callable[[list[obj
 
         def write(cells: list[object]) -> None:
             row = dict(zip(columns, map(_finite, cells), strict=True))
-            file.write(_whole(json.dumps(row, ensure_ascii=False, default=str)) + "\n")
+            file.write(whole(json.dumps(row, ensure_ascii=False, default=str)) + "\n")
 
         return write
     writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",")
@@ -133,15 +135,11 @@ def _cell(value: object) -> str:
     value = _finite(value)
     if isinstance(value, (list, dict)):
         value = json.dumps(value, ensure_ascii=False, default=str)
-    return "" if value is None else _whole(str(value))
+    return "" if value is None else whole(str(value))
 
 
 def _finite(value: object) -> object:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _whole(text: str) -> str:
-    return text if text.isascii() else SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _stream(source: io.BufferedIOBase, name: str, drop_blank: bool) -> Iterator[str]:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lora_from_scratch.data.dataset import Dataset, load_dataset, local_files
+from lora_from_scratch.data.dataset import load_dataset, local_files
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.runs.random_draws import limited
 from lora_from_scratch.runs.writable import RESULTS
@@ -25,15 +25,14 @@ def warn_if_in_both(train: Sequence[str], validation: Sequence[str]) -> None:
     if count := seen_in(train, validation):
         warnings.warn(
             f"{count:,} of {len(validation):,} validation sentences are also trained on, so the figures "
-            "flatter: take them out of either",
+            "flatter: take them out of either, or delete what a file repeats",
             stacklevel=2,
         )
 
 
 def warn_if_trained_on(adapter: Path, sentences: Sequence[str]) -> None:
     """Compare with what the run in the folder was trained on, as far as that can be read here."""
-    dataset, limit, seed = _trained_on(adapter)
-    if dataset and (count := seen_in(limited(dataset.train, limit, seed).sentences, sentences)):
+    if count := seen_in(_trained_on(adapter), sentences):
         warnings.warn(
             f"{count:,} of {len(sentences):,} sentences were trained on, so the figures flatter: "
             "evaluate on others",
@@ -41,18 +40,20 @@ def warn_if_trained_on(adapter: Path, sentences: Sequence[str]) -> None:
         )
 
 
-def _trained_on(adapter: Path) -> tuple[Dataset | None, int | None, int]:
-    """The dataset of the run's record, its limit and its seed; none from the hub, none that has changed."""
+def _trained_on(adapter: Path) -> list[str]:
+    """The sentences that the run in the folder was trained on; none from the hub, none that have changed."""
     try:
         record = json.loads((adapter / RESULTS).read_text(encoding="utf-8"))
-        config, name = record["config"], record["config"]["dataset"]
+        config = record["config"]
+        name = record["data"].get("path") or config["dataset"]
         selection = Selection(**{key: config[key] for key in Selection.__dataclass_fields__ if key in config})
         if not local_files(name, selection):
-            return None, None, 0
+            return []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told when it was trained on
             dataset = load_dataset(name, selection)
-        same = dataset.fingerprint() == record["data"]["fingerprint"]
-        return (dataset if same else None), config["limit_train"], config["seed"]
-    except (OSError, ValueError, KeyError, TypeError):  # no record, or one of somebody else's
-        return None, None, 0
+        if dataset.fingerprint() != record["data"]["fingerprint"]:
+            return []
+        return limited(dataset.train, config["limit_train"], config["seed"]).sentences
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record, or somebody else's
+        return []

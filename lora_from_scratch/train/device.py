@@ -17,8 +17,10 @@ def resolve_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = first_line(error)
-        raise UserError(f"--device {name}: PyTorch cannot use it here ({reason})") from error
+        reason = first_line(error)[:70]
+        raise UserError(
+            f"--device {name}: PyTorch cannot use it here ({reason}); try auto, cpu or cuda"
+        ) from error
 
 
 def environment(device: torch.device) -> dict[str, object]:
