@@ -168,3 +168,12 @@ def test_the_picture_is_a_png_and_optional(result, monkeypatch):
     assert title.endswith(f"accuracy {record['accuracy']:.1f} % ({low:.1f} to {high:.1f})")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert draw_training(record, metrics) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source"), [("sst2", "nyu-mll/glue"), ("you/reviews", "you/reviews"), ("d.csv", "d.csv")]
+)
+def test_the_cards_front_matter_names_the_dataset(result, dataset, source):
+    record = result.as_dict()
+    record["config"]["dataset"] = dataset
+    assert f'datasets:\n- "{source}"\n' in model_card(record)
