@@ -143,8 +143,8 @@ def test_a_name_to_the_letter_comes_first(tmp_path):
 
 
 def test_rows_keep_their_line_where_a_text_has_several_lines(tmp_path):
-    content = 'text,label\n\n"a\n\nb",1\n\nc,0\n'
-    assert texts_of(tmp_path / "d.csv", content) == [("a\n\nb", "1", 3), ("c", "0", 7)]
+    content = 'text,label\n\n"a\r\n\nb",1\n\nc,0\n'
+    assert texts_of(tmp_path / "d.csv", content) == [("a\r\n\nb", "1", 3), ("c", "0", 7)]
     assert texts_of(tmp_path / "d.json", '\n[{"text": "a", "label": 1}, {"label": 0, "text": "b"}]') == [
         ("a", 1, 1),
         ("b", 0, 2),
