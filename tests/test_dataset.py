@@ -138,3 +138,9 @@ def test_one_row_alone_is_refused(tmp_path):
     datasets.Dataset.from_dict({"text": ["x"], "label": [0]}, features=features).to_parquet(path)
     with pytest.raises(UserError, match="a single row cannot be trained on and measured; add others"):
         load_dataset(path)
+
+
+def test_a_class_of_one_row_is_never_held_out(tmp_path):
+    rows = [("fine", "good")] * 6 + [(f"text {i}", f"c{i}") for i in range(6)]
+    dataset = load_dataset(write(tmp_path / "d.tsv", tsv(rows)))
+    assert dataset.validation.labels == [dataset.label_names.index("good")]
