@@ -100,16 +100,20 @@ def cached_gpt2(home: Path) -> dict[str, torch.Tensor]:
     load_tokenizer("bundled").save_pretrained(files)
     model.config.save_pretrained(files)
     save_file({**weights, **masks}, files / "model.safetensors", metadata={"format": "pt"})
-    repository = home / "hub" / "models--gpt2"
+    cached(home, "gpt2", {path.name: path.read_bytes() for path in files.iterdir()})
+    return weights
+
+
+def cached(home: Path, name: str, files: dict[str, bytes]) -> None:
+    """Put files of a model into the cache as the hub lays them."""
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / ("6" * 40)
     for folder in (snapshot, repository / "blobs", repository / "refs"):
         folder.mkdir(parents=True)
     (repository / "refs" / "main").write_text("6" * 40)
-    for i, path in enumerate(sorted(files.iterdir())):
-        blob = repository / "blobs" / f"{i:040x}"
-        path.rename(blob)
-        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
-    return weights
+    for i, file in enumerate(sorted(files)):
+        (repository / "blobs" / f"{i:040x}").write_bytes(files[file])
+        (snapshot / file).symlink_to(Path("../../blobs") / f"{i:040x}")
 
 
 def cached_sst2(home: Path, **rows: list[tuple[str, int]]) -> None:
@@ -249,6 +253,9 @@ TOLD = {
     "breaks off": "{} 'stub/breaks-off': the download broke off (whole files are kept): try again later, or "
     "use --{} bundled",
 }
+# What is told of one whose configuration and tokenizer are cached without the weights.
+IN_PART = {fate: TOLD[fate] for fate in ("private", "forbidden", "missing", "ill")}
+IN_PART["closed"] = "{} 'stub/closed': the hub cannot be reached: try again later, or use --{} bundled"
 # What else goes wrong with one: arguments, and the line.
 WRONG = {
     "--model stub/pickle": "model 'stub/pickle' has its weights in a pickle alone (pytorch_model.bin), which "
@@ -321,6 +328,10 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
             name = "stub/" + fate.replace(" ", "-")
             stub.fates[name] = fate
             stub.repositories |= {("models", name): gpt2, ("datasets", name): sst2}
+        partial = {name: content for name, content in gpt2.items() if name != "model.safetensors"}
+        for name in ["gpt2", *(f"in-part/{fate}" for fate in IN_PART)]:
+            cached(home, name, partial)
+        stub.fates |= {f"in-part/{fate}": fate for fate in IN_PART}
         models = [f"--model stub/{fate.replace(' ', '-')}" for fate in [*TOLD, "broke once"]]
         lines = ["/befall/gpt2?ill", "/befall/nyu-mll/glue?missing", "--dry-run"]
         lines += [
@@ -332,6 +343,7 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
         lines += [f"{line} --dataset bundled --dry-run --max-length 64" for line in models]
         lines += [f"{line.replace('model', 'dataset')}/sst2 --model bundled --dry-run" for line in models]
         lines += [line + " --dry-run" for line in WRONG]
+        lines += [f"--model in-part/{fate} --dry-run" for fate in IN_PART]
         lines += [f"--dataset glue/sst2 --max-length 64 --max-steps 1 --output-dir {home / 'out'}"]
         matched = home / "matched.json"
         finish = f"""
@@ -367,6 +379,13 @@ def test_each_failure_of_the_hub_has_its_own_sentence(over_http, fate):
     refused(done[f"--model {name} --dataset bundled --dry-run --max-length 64"], model)
     dataset = TOLD[fate].replace("{}", "dataset").replace(f"{name}'", f"{name}/sst2'")
     refused(done[f"--dataset {name}/sst2 --model bundled --dry-run"], dataset)
+
+
+@pytest.mark.parametrize("fate", IN_PART)
+def test_each_failure_is_told_of_a_model_that_is_cached_in_part(over_http, fate):
+    _, _, done = over_http
+    told = IN_PART[fate].replace("{}", "model").replace("stub/", "in-part/")
+    refused(done[f"--model in-part/{fate} --dry-run"], told)
 
 
 @pytest.mark.parametrize("line", WRONG)

@@ -141,7 +141,12 @@ def _from_hub(name: str, weights: bool) -> Path:
     wanted = [*model_files.PATTERNS, *model_files.WEIGHT_PATTERNS * weights]
     with hub.asking() as answers:
         try:
-            folder = snapshot_download(name, allow_patterns=wanted)
+            folder, there = snapshot_download(name, allow_patterns=wanted), []
+            part = model_files.lacking(Path(folder), weights)
+            if part and (answers.refusal or answers.trouble):  # the client makes do with what is cached
+                raise FileNotFoundError(f"{folder} lacks {part}")
+            if part == "its weights" and not hub.is_offline():
+                there = list_repo_files(name)
         except Exception as error:  # of many kinds: what the hub said decides
             folder = getattr(error, "snapshot_path", None) or _cached(name, wanted)
             if folder is None and hub.is_offline() and not isinstance(error, HFValidationError):
@@ -154,7 +159,7 @@ def _from_hub(name: str, weights: bool) -> Path:
         if hub.is_offline():
             raise hub.out_of_reach("model", name, part)
         if part == "its weights":
-            raise UserError(model_files.no_safetensors(name, list_repo_files(name)))
+            raise UserError(model_files.no_safetensors(name, there))
         raise UserError(f"model {name!r} is on the hub without {part}: name a whole checkpoint of GPT-2")
 
 
