@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -20,11 +22,13 @@ import pytest
 import torch
 from conftest import tiny_config
 from datasets.arrow_writer import ArrowWriter
+from huggingface_hub.utils._http import default_client_factory
 from safetensors.torch import save_file
 from stub_hub import StubHub
 from transformers import GPT2LMHeadModel
 
 from lora_from_scratch.base import reachable as hub
+from lora_from_scratch.base.hub import Answers
 from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.dataset import load_dataset
@@ -328,9 +332,9 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
             name = "stub/" + fate.replace(" ", "-")
             stub.fates[name] = fate
             stub.repositories |= {("models", name): gpt2, ("datasets", name): sst2}
-        partial = {name: content for name, content in gpt2.items() if name != "model.safetensors"}
+        in_part = {name: content for name, content in gpt2.items() if name != "model.safetensors"}
         for name in ["gpt2", *(f"in-part/{fate}" for fate in IN_PART)]:
-            cached(home, name, partial)
+            cached(home, name, in_part)
         stub.fates |= {f"in-part/{fate}": fate for fate in IN_PART}
         models = [f"--model stub/{fate.replace(' ', '-')}" for fate in [*TOLD, "broke once"]]
         lines = ["/befall/gpt2?ill", "/befall/nyu-mll/glue?missing", "--dry-run"]
@@ -431,6 +435,33 @@ def test_the_bundle_stands_in_for_what_nobody_named_and_nobody_can_help(over_htt
     assert said in done["--dry-run"]["stdout"]
     gated = done["--dry-run --dataset bundled"]
     assert gated["status"] == 2 and "model 'gpt2' is gated" in gated["stderr"]
+
+
+def test_trouble_that_is_over_is_not_told_and_another_threads_success_does_not_end_it():
+    httpx = import_module(type(default_client_factory()).__module__.partition(".")[0])
+
+    def answer(request: object) -> object:
+        return httpx.Response(503 if request.url.path == "/ill" else 200, content=b"a")
+
+    answers = Answers()
+    answers.patience = 3600
+    client = answers.watched(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://hub"))
+
+    def load(path: str) -> None:
+        with client.stream("GET", path) as response:
+            list(response.iter_bytes())
+
+    load("/ill")
+    elsewhere = threading.Thread(target=load, args=("/well",))
+    elsewhere.start()
+    elsewhere.join()
+    told = answers.failure("model", "a/b", ValueError("cut"))
+    assert isinstance(told, NotFound) and "the hub has trouble of its own (503)" in str(told)
+    for went_well in (load, partial(client.request, "GET")):
+        client.request("GET", "/ill")
+        went_well("/well")
+        told = answers.failure("model", "a/b", ValueError("cut"))
+        assert "model 'a/b' does not load (cut): a file may be empty or damaged" in str(told)
 
 
 @pytest.mark.parametrize(
