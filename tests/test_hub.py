@@ -32,6 +32,7 @@ from lora_from_scratch.base.hub import Answers
 from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.data.hub import warn_of_shadow
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig
@@ -558,6 +559,31 @@ def test_a_folder_that_shadows_a_model_of_the_hub_is_said_to(cache, monkeypatch)
         )
     for name in ("./gpt2", "you/other", str(cache / "gpt2")):
         load_tokenizer(name)  # a warning would be an error
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"])
+def test_a_folder_that_shadows_a_dataset_in_a_cache_is_said_to(tmp_path, monkeypatch, variable):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    below = {"HF_HOME": "hub/", "XDG_CACHE_HOME": "huggingface/hub/", "HF_HUB_CACHE": ""}.get(variable)
+    put = "you___film" if below is None else f"{below}datasets--you--film"
+    Path("cache", put).mkdir(parents=True)
+    for folder in ("film", "film/short", "you/film", "other", "you/other"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, advice in {
+        "film": "for that one say --dataset you/film, for yours ./film",
+        "film/short": "for that one say --dataset you/film/short, for yours ./film/short",
+        "you/film": "run elsewhere for that one, or say --dataset ./you/film",
+    }.items():
+        with pytest.warns(UserWarning) as caught:
+            warn_of_shadow(name)
+        told = [str(warning.message) for warning in caught]
+        assert told == [f"dataset {name} is ./{name} here, not the hub's: {advice}"]
+    for name in ("./film", "you/other", "other", str(tmp_path / "film"), "short"):
+        warn_of_shadow(name)  # a warning would be an error
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
