@@ -847,8 +847,29 @@ ADAPTERS: list[Case] = [
     ),
     inside(
         "adapter-rank-text",
-        f"error: {CONFIG}: r = '2' is of the wrong kind: see PEFT's LoraConfig",
+        f"error: {CONFIG}: r = '2' is of the wrong kind: it has to be a whole number above 0",
         adapter(r="2"),
+    ),
+    inside(
+        "adapter-alpha-zero",
+        f"error: {CONFIG}: lora_alpha = 0 is of the wrong kind: it has to be a number above 0",
+        adapter(lora_alpha=0),
+    ),
+    inside(
+        "adapter-alpha-below-zero",
+        f"error: {CONFIG}: alpha_pattern = {{'c_attn': -2}} is of the wrong kind: "
+        "it has to be a table of numbers above 0",
+        adapter(alpha_pattern={"c_attn": -2}),
+    ),
+    inside(
+        "adapter-dropout-one",
+        f"error: {CONFIG}: lora_dropout = 1 is of the wrong kind: it has to be a number from 0 to below 1",
+        adapter(lora_dropout=1),
+    ),
+    inside(
+        "adapter-dropout-below-zero",
+        f"error: {CONFIG}: lora_dropout = -0.1 is of the wrong kind: it has to be a number from 0 to below 1",
+        adapter(lora_dropout=-0.1),
     ),
     inside(
         "adapter-layers-of-a-regex",
