@@ -161,8 +161,8 @@ def infinite(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (pointer("model.safetensors"), "model.safetensors is a git-lfs pointer.*run `git lfs pull` there"),
-        (pointer("config.json"), "config.json is a git-lfs pointer, not the file: run `git lfs pull` there"),
+        (pointer("model.safetensors"), "model.safetensors: only a pointer of git-lfs.*with git lfs pull"),
+        (pointer("config.json"), "config.json: only a pointer of git-lfs, not the file; fetch it"),
         (infinite, "transformer.wpe.weight holds a value that is not finite"),
         (configured(n_embd=9999999999), r"config.json is damaged \(n_embd is 9999999999\)"),
         (configured(hidden_size=-16), r"damaged \(hidden_size is -16\)"),

@@ -534,7 +534,7 @@ HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub
     Case(
         "a clone without git-lfs",
         ON_BUNDLE + "tuned",
-        "error: model 'tuned': tokenizer.json is a git-lfs pointer, not the file: run `git lfs pull` there",
+        "error: tuned/tokenizer.json: only a pointer of git-lfs, not the file; fetch it with git lfs pull",
         {**tuned(), "tuned/tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
     ),
     Case(
@@ -650,7 +650,7 @@ RESIZED = "the base has 8192: save the resized base, with its tokenizer, and nam
 PICKLE = "is a pickle, never opened here: weights = torch.load("
 UNFIT = "not implemented here: load it with PEFT"
 NOT_HERE = "is not implemented here: load it with PEFT"
-LFS = "is a git-lfs pointer, not the file itself: fetch it with git lfs pull"
+LFS = "only a pointer of git-lfs, not the file; fetch it with git lfs pull"
 TOGETHER = "see that --model and the files belong together"
 TAKE = "take another copy"
 PASSED = "passed over, as without effect on the logits"
@@ -821,11 +821,11 @@ ADAPTERS: list[Case] = [
         'safetensors.torch.save_file(weights, "model.safetensors")',
         {"adapter/config.json": "{}", "adapter/pytorch_model.bin": "\x80"},
     ),
-    inside("adapter-lfs-weights", f"error: {WEIGHTS} {LFS}", with_file(WEIGHTS, POINTER)),
-    inside("adapter-lfs-config", f"error: {CONFIG} {LFS}", with_file(CONFIG, POINTER)),
+    inside("adapter-lfs-weights", f"error: {WEIGHTS}: {LFS}", with_file(WEIGHTS, POINTER)),
+    inside("adapter-lfs-config", f"error: {CONFIG}: {LFS}", with_file(CONFIG, POINTER)),
     inside(
         "checkpoint-lfs",
-        f"error: adapter/model.safetensors {LFS}",
+        f"error: adapter/model.safetensors: {LFS}",
         {"adapter/config.json": "{}", "adapter/model.safetensors": POINTER},
     ),
     inside("adapter-dora", f"error: {CONFIG}: use_dora = True {NOT_HERE}", adapter(use_dora=True)),

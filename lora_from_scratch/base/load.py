@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassificatio
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lora_from_scratch.base import hub, model_files
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import NotFound, UserError, first_line
 
 BUNDLED = "bundled"
@@ -32,7 +33,7 @@ def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
     config = model_files.read_config(name, folder)
     for file in model_files.TOKENIZERS:
         if (folder / file).exists():
-            model_files.refuse_pointer(name, folder / file)
+            refuse_pointer(folder / file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer("a film")

@@ -7,9 +7,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from lora_from_scratch.base.load import load_model, load_tokenizer
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.formats.adapted import PIPELINE, Adapted
 from lora_from_scratch.formats.seal import check_seal, seal
-from lora_from_scratch.formats.whole_files import refuse_pickle, refuse_pointer
+from lora_from_scratch.formats.whole_files import refuse_pickle
 
 TITLE = "transformers"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")

@@ -16,8 +16,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.core.surgery import is_suffix
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import UserError, first_line
-from lora_from_scratch.formats.whole_files import refuse_pointer
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -26,15 +26,8 @@ DEFAULT_TARGETS = {"gpt2": ["c_attn"]}  # by the model's type, where the configu
 
 # Keys that would make other logits, or another adapter of the same tensors: refused unless they are neutral.
 REFUSED = {"alora_invocation_tokens", "arrow_config", "bias", "ensure_weight_tying", "kasa_config"}
-REFUSED |= {
-    "lora_bias",
-    "layer_replication",
-    "megatron_config",
-    "monteclora_config",
-    "target_parameters",
-    "use_bdlora",
-}
-REFUSED |= {"trainable_token_indices", "use_dora", "use_qalora", "velora_config"}
+REFUSED |= {"layer_replication", "megatron_config", "monteclora_config", "target_parameters", "use_bdlora"}
+REFUSED |= {"lora_bias", "trainable_token_indices", "use_dora", "use_qalora", "velora_config"}
 HARMLESS = {"auto_mapping", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_type", "peft_version"}
 HARMLESS |= {"init_lora_weights", "qalora_group_size"}
 NEUTRAL = (None, False, "", "none", [], {})
@@ -157,9 +150,7 @@ class PeftConfig:
             return _ends_in(name, wanted)
         patterns = self.layers_pattern or []  # "" is any, as in PEFT
         patterns = [_LAYER.format(one) for one in ([patterns] if isinstance(patterns, str) else patterns)]
-        found = next(
-            (match for pattern in patterns or [_ANY_LAYER] if (match := re.match(pattern, name))), None
-        )
+        found = next((match for one in patterns or [_ANY_LAYER] if (match := re.match(one, name))), None)
         return found is not None and int(found["idx"]) in ([layers] if isinstance(layers, int) else layers)
 
 
