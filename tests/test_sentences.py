@@ -480,6 +480,19 @@ def pickled() -> None:
     Path("tuned/pytorch_model.bin").write_bytes(b"never opened")
 
 
+def checkpoint(weights: bytes | None = None, **values: object) -> Callable[[], None]:
+    """The bundle as a folder of its own, its configuration changed, or its weights."""
+
+    def put() -> None:
+        shutil.copytree(BUNDLED_MODEL, "tuned")
+        config = json.loads(Path("tuned/config.json").read_text())
+        Path("tuned/config.json").write_text(json.dumps({**config, **values}))
+        if weights is not None:
+            Path("tuned/model.safetensors").write_bytes(weights)
+
+    return put
+
+
 HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub.py
     Case(
         "a model that is nowhere",
@@ -561,6 +574,46 @@ HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub
         ON_BUNDLE + "tuned",
         "error: model 'tuned': id2label in config.json has the ids 1, 2: number them from 0",
         tuned(id2label={"1": "poor", "2": "good"}),
+    ),
+    Case(
+        "a checkpoint without its tokenizer",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' has no tokenizer: copy its tokenizer.json into the folder",
+        tuned(),
+    ),
+    Case(
+        "a tokenizer that is cut off",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' has no tokenizer that loads (Expecting value: line 1 column 1 (char 0)): "
+        "copy it anew",
+        {**tuned(), "tuned/tokenizer.json": b""},
+    ),
+    Case(
+        "the tokenizer of another model",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' has embeddings of 50 tokens, but its tokenizer has 8192: copy tokenizer.json "
+        "anew from where the model was trained",
+        checkpoint(vocab_size=50),
+    ),
+    Case(
+        "a configuration of more blocks",
+        "predict --adapter tuned text",
+        "error: model 'tuned': config.json asks for 9 blocks, but its weights have 4: copy both anew",
+        checkpoint(n_layer=9),
+    ),
+    Case(
+        "a configuration of more positions",
+        "predict --adapter tuned text",
+        "error: model 'tuned': transformer.wpe.weight is missing from its weights, or not in the shape that "
+        "config.json asks for: copy both anew",
+        checkpoint(n_positions=500),
+    ),
+    Case(
+        "weights that are cut off",
+        "predict --adapter tuned text",
+        "error: the weights of model 'tuned' cannot be read: Error while deserializing header: header too "
+        "small; copy them anew",
+        checkpoint(b"1234"),
     ),
     Case(
         "a checkpoint in a pickle",
@@ -817,8 +870,8 @@ ADAPTERS: list[Case] = [
     ),
     inside(
         "checkpoint-pickle",
-        f'error: adapter/pytorch_model.bin {PICKLE}"pytorch_model.bin", weights_only=True); '
-        'safetensors.torch.save_file(weights, "model.safetensors")',
+        "error: model 'adapter' has its weights in a pickle alone (pytorch_model.bin), which is never "
+        "opened: save it anew with transformers' save_pretrained",
         {"adapter/config.json": "{}", "adapter/pytorch_model.bin": "\x80"},
     ),
     inside("adapter-lfs-weights", f"error: {WEIGHTS}: {LFS}", with_file(WEIGHTS, POINTER)),
@@ -915,8 +968,21 @@ ADAPTERS: list[Case] = [
     ),
     inside(
         "adapter-without-a-head",
-        f"error: {WEIGHTS}: the classifier head, score.weight, is missing: train with task_type SEQ_CLS",
+        f"error: {WEIGHTS}: the classifier head, score.weight, is missing: train one, in PEFT with "
+        "task_type SEQ_CLS",
         adapter(tensors={HEAD: ()}, task_type="CAUSAL_LM"),
+    ),
+    inside(
+        "head-without-a-base",
+        "error: adapter: no base is named; name it with --model",
+        trained((2, 256), base=""),
+        "predict --adapter adapter text",
+    ),
+    inside(
+        "folder-of-something-else",
+        "error: adapter holds no adapter: name a folder with adapter_config.json or trained.safetensors or "
+        "config.json",
+        {"adapter/notes.txt": ""},
     ),
     inside(
         "head-labels-damaged",

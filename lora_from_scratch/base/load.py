@@ -42,13 +42,15 @@ def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # many kinds are raised, a panic of Rust's among them: the files are bad
-        raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)[:99]}") from error
+        raise UserError(
+            f"model {name!r} has no tokenizer that loads ({first_line(error)[:80]}): copy it anew"
+        ) from error
     if known < 2:  # what transformers makes of a folder without tokenizer files
-        raise UserError(f"model {name!r} has no tokenizer: tokenizer.json is missing; put it there")
+        raise UserError(f"model {name!r} has no tokenizer: copy its tokenizer.json into the folder")
     if max(known, highest + 1) > embedded:
         raise UserError(
-            f"model {name!r} embeds {embedded} tokens, but its tokenizer has {max(known, highest + 1)}: "
-            "give it the tokenizer that it was trained with"
+            f"model {name!r} has embeddings of {embedded} tokens, but its tokenizer has "
+            f"{max(known, highest + 1)}: copy tokenizer.json anew from where the model was trained"
         )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
@@ -92,7 +94,7 @@ def load_model(
         model, head_is_new = _load_weights(name, folder, config)
     model.name_or_path = model.config.name_or_path = _recorded(name, folder)
     if head_is_new and label_names is None:
-        raise UserError(f"model {name!r} has no classifier head: it is a base, nothing was adapted")
+        raise UserError(f"model {name!r} has no classifier head: it is a base; name one that was trained")
     if head_is_new:
         torch.nn.init.normal_(model.score.weight, std=config.initializer_range, generator=generator)
     return model
@@ -184,7 +186,7 @@ def _build(name: str, config: GPT2Config) -> GPT2ForSequenceClassification:
         return GPT2ForSequenceClassification(config)
     except (RuntimeError, ValueError, KeyError, TypeError, ArithmeticError, MemoryError) as error:
         raise UserError(
-            f"model {name!r} cannot be built: {first_line(error)[:80]}; see config.json"
+            f"model {name!r} cannot be built ({first_line(error)[:80]}): copy config.json anew"
         ) from error
 
 
@@ -201,7 +203,8 @@ def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForS
             output_loading_info=True,
         )
     except Exception as error:  # many kinds are raised; all mean that the files are bad
-        raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)[:90]}") from error
+        reason = first_line(error)[:80]
+        raise UserError(f"the weights of model {name!r} cannot be read: {reason}; copy them anew") from error
     for key, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"model {name!r}: {key} holds a value that is not finite; copy its weights anew")

@@ -121,8 +121,8 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
     blocks = {key.split(".")[1] for key in shapes if key.startswith("h.")}
     if config.n_layer > len(blocks):  # before a block is built for each that the configuration asks for
         raise UserError(
-            f"model {name!r} lacks a usable transformer.h.{len(blocks)}: config.json asks for "
-            f"{config.n_layer} blocks, {len(blocks)} are there; copy both files anew"
+            f"model {name!r}: config.json asks for {config.n_layer} blocks, but its weights have "
+            f"{len(blocks)}: copy both anew"
         )
     try:
         with torch.device("meta"):
@@ -136,9 +136,10 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
         if key != "score.weight" and shapes.get(key.removeprefix("transformer.")) != tuple(tensor.shape)
     )
     if broken:
+        more = f" and {len(broken) - 1} others are" if len(broken) > 1 else " is"
         raise UserError(
-            f"model {name!r} lacks a usable {broken[0]} (and {len(broken) - 1} other tensors): "
-            "config.json and its weights do not fit; copy both anew"
+            f"model {name!r}: {broken[0]}{more} missing from its weights, or not in the shape that "
+            "config.json asks for: copy both anew"
         )
 
 
