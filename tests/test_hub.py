@@ -273,8 +273,8 @@ WRONG = {
     "null-text, null-label, as in --dataset nyu-mll/glue/sst2",
     "--dataset glue/mnli": "dataset 'glue/mnli' has no split validation or val or dev or test: name one of "
     "train, validation_matched with --validation-split",
-    "--dataset glue/empty": "dataset 'glue/empty' does not load (BatchSize must be greater than 0, got 0): a "
-    "file may be empty or damaged; or use --dataset bundled",
+    "--dataset glue/empty": "dataset 'glue/empty': one of its splits holds no rows: name another dataset or "
+    "configuration",
     "--dataset stub/csv": "dataset 'stub/csv', split validation holds no rows: name another with "
     "--train-split or --validation-split",
     "--dataset glue/null-text": "dataset 'glue/null-text', split train, row 1: the text "

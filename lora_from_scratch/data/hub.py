@@ -142,6 +142,8 @@ def _of_configurations(
     there = re.sub(r"['\"]", "", found[1]) if found else ""
     if empty := re.search(r'"(.+?)" corresponds to no data', text):
         return _no_rows(name, empty[1])
+    if "BatchSize must be greater than 0" in f"{text} {error.__cause__}":  # of Parquet; which is not said
+        return UserError(f"{named}: one of its splits holds no rows: name another dataset or configuration")
     if "Couldn't find cache for" in text:
         return hub.out_of_reach("dataset", name, f"the configuration {configuration}")
     if not isinstance(error, ValueError) or "onfig" not in text or not there:
