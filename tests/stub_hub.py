@@ -38,7 +38,8 @@ class StubHub:
     """`repositories` maps ("models" or "datasets", id) to {file: bytes}; `fates` ids to what befalls them.
 
     A fate is a key of `REFUSALS`; "breaks off" (each file ends after half its bytes, whenever it is asked
-    for) or "broke once" (then it comes whole); "stalls" (nothing comes) or "stalls midway" (after half).
+    for) or "broke once" (then it comes whole); "stalls" (nothing comes) or "stalls midway" (after half);
+    "closed" (a port where nobody listens).
     Whoever asks for /befall/ID?FATE changes one.
     """
 
@@ -99,6 +100,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fate == "stalls":
             self.hub.over.wait(60)
             self.close_connection = True
+        elif fate == "closed":
+            self._send(b"", {"Location": "http://127.0.0.1:9/"}, 307)
         elif fate in REFUSALS:
             self._refuse(*REFUSALS[fate])
         elif repo not in self.hub.repositories:

@@ -247,7 +247,7 @@ def test_what_an_earlier_version_wrote_gives_the_same_logits(method):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_alpha": 0}, "was changed by hand"),
+        ({"lora_alpha": 0}, "lora_alpha = 0 is of the wrong kind: it has to be a number above 0"),
         ({"lora_alpha": 5}, "was changed by hand"),
         ({"lora_dropout": 0.25}, "was changed by hand"),
         ({"use_rslora": True}, "was changed by hand"),

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -20,14 +22,17 @@ import pytest
 import torch
 from conftest import tiny_config
 from datasets.arrow_writer import ArrowWriter
+from huggingface_hub.utils._http import default_client_factory
 from safetensors.torch import save_file
 from stub_hub import StubHub
 from transformers import GPT2LMHeadModel
 
 from lora_from_scratch.base import reachable as hub
+from lora_from_scratch.base.hub import Answers
 from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.data.hub import warn_of_shadow
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig
@@ -100,16 +105,20 @@ def cached_gpt2(home: Path) -> dict[str, torch.Tensor]:
     load_tokenizer("bundled").save_pretrained(files)
     model.config.save_pretrained(files)
     save_file({**weights, **masks}, files / "model.safetensors", metadata={"format": "pt"})
-    repository = home / "hub" / "models--gpt2"
+    cached(home, "gpt2", {path.name: path.read_bytes() for path in files.iterdir()})
+    return weights
+
+
+def cached(home: Path, name: str, files: dict[str, bytes]) -> None:
+    """Put files of a model into the cache as the hub lays them."""
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / ("6" * 40)
     for folder in (snapshot, repository / "blobs", repository / "refs"):
         folder.mkdir(parents=True)
     (repository / "refs" / "main").write_text("6" * 40)
-    for i, path in enumerate(sorted(files.iterdir())):
-        blob = repository / "blobs" / f"{i:040x}"
-        path.rename(blob)
-        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
-    return weights
+    for i, file in enumerate(sorted(files)):
+        (repository / "blobs" / f"{i:040x}").write_bytes(files[file])
+        (snapshot / file).symlink_to(Path("../../blobs") / f"{i:040x}")
 
 
 def cached_sst2(home: Path, **rows: list[tuple[str, int]]) -> None:
@@ -249,6 +258,9 @@ TOLD = {
     "breaks off": "{} 'stub/breaks-off': the download broke off (whole files are kept): try again later, or "
     "use --{} bundled",
 }
+# What is told of one whose configuration and tokenizer are cached without the weights.
+IN_PART = {fate: TOLD[fate] for fate in ("private", "forbidden", "missing", "ill")}
+IN_PART["closed"] = "{} 'stub/closed': the hub cannot be reached: try again later, or use --{} bundled"
 # What else goes wrong with one: arguments, and the line.
 WRONG = {
     "--model stub/pickle": "model 'stub/pickle' has its weights in a pickle alone (pytorch_model.bin), which "
@@ -261,8 +273,8 @@ WRONG = {
     "null-text, null-label, as in --dataset nyu-mll/glue/sst2",
     "--dataset glue/mnli": "dataset 'glue/mnli' has no split validation or val or dev or test: name one of "
     "train, validation_matched with --validation-split",
-    "--dataset glue/empty": "dataset 'glue/empty' does not load (BatchSize must be greater than 0, got 0): a "
-    "file may be empty or damaged; or use --dataset bundled",
+    "--dataset glue/empty": "dataset 'glue/empty': one of its splits holds no rows: name another dataset or "
+    "configuration",
     "--dataset stub/csv": "dataset 'stub/csv', split validation holds no rows: name another with "
     "--train-split or --validation-split",
     "--dataset glue/null-text": "dataset 'glue/null-text', split train, row 1: the text "
@@ -321,6 +333,10 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
             name = "stub/" + fate.replace(" ", "-")
             stub.fates[name] = fate
             stub.repositories |= {("models", name): gpt2, ("datasets", name): sst2}
+        in_part = {name: content for name, content in gpt2.items() if name != "model.safetensors"}
+        for name in ["gpt2", *(f"in-part/{fate}" for fate in IN_PART)]:
+            cached(home, name, in_part)
+        stub.fates |= {f"in-part/{fate}": fate for fate in IN_PART}
         models = [f"--model stub/{fate.replace(' ', '-')}" for fate in [*TOLD, "broke once"]]
         lines = ["/befall/gpt2?ill", "/befall/nyu-mll/glue?missing", "--dry-run"]
         lines += [
@@ -332,6 +348,7 @@ def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, obje
         lines += [f"{line} --dataset bundled --dry-run --max-length 64" for line in models]
         lines += [f"{line.replace('model', 'dataset')}/sst2 --model bundled --dry-run" for line in models]
         lines += [line + " --dry-run" for line in WRONG]
+        lines += [f"--model in-part/{fate} --dry-run" for fate in IN_PART]
         lines += [f"--dataset glue/sst2 --max-length 64 --max-steps 1 --output-dir {home / 'out'}"]
         matched = home / "matched.json"
         finish = f"""
@@ -367,6 +384,13 @@ def test_each_failure_of_the_hub_has_its_own_sentence(over_http, fate):
     refused(done[f"--model {name} --dataset bundled --dry-run --max-length 64"], model)
     dataset = TOLD[fate].replace("{}", "dataset").replace(f"{name}'", f"{name}/sst2'")
     refused(done[f"--dataset {name}/sst2 --model bundled --dry-run"], dataset)
+
+
+@pytest.mark.parametrize("fate", IN_PART)
+def test_each_failure_is_told_of_a_model_that_is_cached_in_part(over_http, fate):
+    _, _, done = over_http
+    told = IN_PART[fate].replace("{}", "model").replace("stub/", "in-part/")
+    refused(done[f"--model in-part/{fate} --dry-run"], told)
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -412,6 +436,33 @@ def test_the_bundle_stands_in_for_what_nobody_named_and_nobody_can_help(over_htt
     assert said in done["--dry-run"]["stdout"]
     gated = done["--dry-run --dataset bundled"]
     assert gated["status"] == 2 and "model 'gpt2' is gated" in gated["stderr"]
+
+
+def test_trouble_that_is_over_is_not_told_and_another_threads_success_does_not_end_it():
+    httpx = import_module(type(default_client_factory()).__module__.partition(".")[0])
+
+    def answer(request: object) -> object:
+        return httpx.Response(503 if request.url.path == "/ill" else 200, content=b"a")
+
+    answers = Answers()
+    answers.patience = 3600
+    client = answers.watched(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://hub"))
+
+    def load(path: str) -> None:
+        with client.stream("GET", path) as response:
+            list(response.iter_bytes())
+
+    load("/ill")
+    elsewhere = threading.Thread(target=load, args=("/well",))
+    elsewhere.start()
+    elsewhere.join()
+    told = answers.failure("model", "a/b", ValueError("cut"))
+    assert isinstance(told, NotFound) and "the hub has trouble of its own (503)" in str(told)
+    for went_well in (load, partial(client.request, "GET")):
+        client.request("GET", "/ill")
+        went_well("/well")
+        told = answers.failure("model", "a/b", ValueError("cut"))
+        assert "model 'a/b' does not load (cut): a file may be empty or damaged" in str(told)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +559,31 @@ def test_a_folder_that_shadows_a_model_of_the_hub_is_said_to(cache, monkeypatch)
         )
     for name in ("./gpt2", "you/other", str(cache / "gpt2")):
         load_tokenizer(name)  # a warning would be an error
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"])
+def test_a_folder_that_shadows_a_dataset_in_a_cache_is_said_to(tmp_path, monkeypatch, variable):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    below = {"HF_HOME": "hub/", "XDG_CACHE_HOME": "huggingface/hub/", "HF_HUB_CACHE": ""}.get(variable)
+    put = "you___film" if below is None else f"{below}datasets--you--film"
+    Path("cache", put).mkdir(parents=True)
+    for folder in ("film", "film/short", "you/film", "other", "you/other"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, advice in {
+        "film": "for that one say --dataset you/film, for yours ./film",
+        "film/short": "for that one say --dataset you/film/short, for yours ./film/short",
+        "you/film": "run elsewhere for that one, or say --dataset ./you/film",
+    }.items():
+        with pytest.warns(UserWarning) as caught:
+            warn_of_shadow(name)
+        told = [str(warning.message) for warning in caught]
+        assert told == [f"dataset {name} is ./{name} here, not the hub's: {advice}"]
+    for name in ("./film", "you/other", "other", str(tmp_path / "film"), "short"):
+        warn_of_shadow(name)  # a warning would be an error
 
 
 class Answer(http.server.BaseHTTPRequestHandler):

@@ -549,6 +549,19 @@ def pickled() -> None:
     Path("tuned/pytorch_model.bin").write_bytes(b"never opened")
 
 
+def checkpoint(weights: bytes | None = None, **values: object) -> Callable[[], None]:
+    """The bundle as a folder of its own, its configuration changed, or its weights."""
+
+    def put() -> None:
+        shutil.copytree(BUNDLED_MODEL, "tuned")
+        config = json.loads(Path("tuned/config.json").read_text())
+        Path("tuned/config.json").write_text(json.dumps({**config, **values}))
+        if weights is not None:
+            Path("tuned/model.safetensors").write_bytes(weights)
+
+    return put
+
+
 HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub.py
     Case(
         "a model that is nowhere",
@@ -603,7 +616,7 @@ HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub
     Case(
         "a clone without git-lfs",
         ON_BUNDLE + "tuned",
-        "error: model 'tuned': tokenizer.json is a git-lfs pointer, not the file: run `git lfs pull` there",
+        "error: tuned/tokenizer.json: only a pointer of git-lfs, not the file; fetch it with git lfs pull",
         {**tuned(), "tuned/tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
     ),
     Case(
@@ -630,6 +643,46 @@ HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub
         ON_BUNDLE + "tuned",
         "error: model 'tuned': id2label in config.json has the ids 1, 2: number them from 0",
         tuned(id2label={"1": "poor", "2": "good"}),
+    ),
+    Case(
+        "a checkpoint without its tokenizer",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' has no tokenizer: copy its tokenizer.json into the folder",
+        tuned(),
+    ),
+    Case(
+        "a tokenizer that is cut off",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' has no tokenizer that loads (Expecting value: line 1 column 1 (char 0)): "
+        "copy it anew",
+        {**tuned(), "tuned/tokenizer.json": b""},
+    ),
+    Case(
+        "the tokenizer of another model",
+        ON_BUNDLE + "tuned",
+        "error: model 'tuned' has embeddings of 50 tokens, but its tokenizer has 8192: copy tokenizer.json "
+        "anew from where the model was trained",
+        checkpoint(vocab_size=50),
+    ),
+    Case(
+        "a configuration of more blocks",
+        "predict --adapter tuned text",
+        "error: model 'tuned': config.json asks for 9 blocks, but its weights have 4: copy both anew",
+        checkpoint(n_layer=9),
+    ),
+    Case(
+        "a configuration of more positions",
+        "predict --adapter tuned text",
+        "error: model 'tuned': transformer.wpe.weight is missing from its weights, or not in the shape that "
+        "config.json asks for: copy both anew",
+        checkpoint(n_positions=500),
+    ),
+    Case(
+        "weights that are cut off",
+        "predict --adapter tuned text",
+        "error: the weights of model 'tuned' cannot be read: Error while deserializing header: header too "
+        "small; copy them anew",
+        checkpoint(b"1234"),
     ),
     Case(
         "a checkpoint in a pickle",
@@ -719,7 +772,7 @@ RESIZED = "the base has 8192: save the resized base, with its tokenizer, and nam
 PICKLE = "is a pickle, never opened here: weights = torch.load("
 UNFIT = "not implemented here: load it with PEFT"
 NOT_HERE = "is not implemented here: load it with PEFT"
-LFS = "is a git-lfs pointer, not the file itself: fetch it with git lfs pull"
+LFS = "only a pointer of git-lfs, not the file; fetch it with git lfs pull"
 TOGETHER = "see that --model and the files belong together"
 TAKE = "take another copy"
 PASSED = "passed over, as without effect on the logits"
@@ -886,15 +939,15 @@ ADAPTERS: list[Case] = [
     ),
     inside(
         "checkpoint-pickle",
-        f'error: adapter/pytorch_model.bin {PICKLE}"pytorch_model.bin", weights_only=True); '
-        'safetensors.torch.save_file(weights, "model.safetensors")',
+        "error: model 'adapter' has its weights in a pickle alone (pytorch_model.bin), which is never "
+        "opened: save it anew with transformers' save_pretrained",
         {"adapter/config.json": "{}", "adapter/pytorch_model.bin": "\x80"},
     ),
-    inside("adapter-lfs-weights", f"error: {WEIGHTS} {LFS}", with_file(WEIGHTS, POINTER)),
-    inside("adapter-lfs-config", f"error: {CONFIG} {LFS}", with_file(CONFIG, POINTER)),
+    inside("adapter-lfs-weights", f"error: {WEIGHTS}: {LFS}", with_file(WEIGHTS, POINTER)),
+    inside("adapter-lfs-config", f"error: {CONFIG}: {LFS}", with_file(CONFIG, POINTER)),
     inside(
         "checkpoint-lfs",
-        f"error: adapter/model.safetensors {LFS}",
+        f"error: adapter/model.safetensors: {LFS}",
         {"adapter/config.json": "{}", "adapter/model.safetensors": POINTER},
     ),
     inside("adapter-dora", f"error: {CONFIG}: use_dora = True {NOT_HERE}", adapter(use_dora=True)),
@@ -916,8 +969,29 @@ ADAPTERS: list[Case] = [
     ),
     inside(
         "adapter-rank-text",
-        f"error: {CONFIG}: r = '2' is of the wrong kind: see PEFT's LoraConfig",
+        f"error: {CONFIG}: r = '2' is of the wrong kind: it has to be a whole number above 0",
         adapter(r="2"),
+    ),
+    inside(
+        "adapter-alpha-zero",
+        f"error: {CONFIG}: lora_alpha = 0 is of the wrong kind: it has to be a number above 0",
+        adapter(lora_alpha=0),
+    ),
+    inside(
+        "adapter-alpha-below-zero",
+        f"error: {CONFIG}: alpha_pattern = {{'c_attn': -2}} is of the wrong kind: "
+        "it has to be a table of numbers above 0",
+        adapter(alpha_pattern={"c_attn": -2}),
+    ),
+    inside(
+        "adapter-dropout-one",
+        f"error: {CONFIG}: lora_dropout = 1 is of the wrong kind: it has to be a number from 0 to below 1",
+        adapter(lora_dropout=1),
+    ),
+    inside(
+        "adapter-dropout-below-zero",
+        f"error: {CONFIG}: lora_dropout = -0.1 is of the wrong kind: it has to be a number from 0 to below 1",
+        adapter(lora_dropout=-0.1),
     ),
     inside(
         "adapter-layers-of-a-regex",
@@ -963,8 +1037,21 @@ ADAPTERS: list[Case] = [
     ),
     inside(
         "adapter-without-a-head",
-        f"error: {WEIGHTS}: the classifier head, score.weight, is missing: train with task_type SEQ_CLS",
+        f"error: {WEIGHTS}: the classifier head, score.weight, is missing: train one, in PEFT with "
+        "task_type SEQ_CLS",
         adapter(tensors={HEAD: ()}, task_type="CAUSAL_LM"),
+    ),
+    inside(
+        "head-without-a-base",
+        "error: adapter: no base is named; name it with --model",
+        trained((2, 256), base=""),
+        "predict --adapter adapter text",
+    ),
+    inside(
+        "folder-of-something-else",
+        "error: adapter holds no adapter: name a folder with adapter_config.json or trained.safetensors or "
+        "config.json",
+        {"adapter/notes.txt": ""},
     ),
     inside(
         "head-labels-damaged",

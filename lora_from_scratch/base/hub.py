@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from threading import get_ident
 
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HFValidationError
@@ -32,8 +33,12 @@ class Answers:
     def __init__(self) -> None:
         self.patience = constants.HF_HUB_DOWNLOAD_TIMEOUT
         self.refusal: str | None = None  # "gated", "login", "forbidden", "private" or "missing"
-        self.trouble: str | None = None  # how an exchange failed
-        self.since: float | None = None  # when the first of the failures in a row began
+        self._failing: dict[int, tuple[float, str]] = {}  # by thread: since when in a row, and how
+
+    @property
+    def trouble(self) -> str | None:
+        """How the exchanges of some thread failed, if none of its later ones went well."""
+        return next((how for _, how in [*self._failing.values()]), None)
 
     def failure(self, what: str, name: str, error: Exception) -> UserError:
         """One line for what kept a model or dataset from coming: NotFound if the user cannot help it.
@@ -71,12 +76,16 @@ class Answers:
             if any(host in str(options.get("url", arguments[-1:])) for host in ASIDE):
                 return request(*arguments, **options)
             with self._exchange(lost) as began:
-                return self._noted(request(*arguments, **options), began)
+                response = self._noted(request(*arguments, **options), began)
+                if response.is_success:
+                    self._went_well()
+                return response
 
         @contextmanager
         def watched_stream(*arguments: object, **options: object) -> Iterator[object]:
             with self._exchange(lost) as began, stream(*arguments, **self._bounded(options)) as response:
-                response.iter_bytes = partial(self._body, lost, response.iter_bytes)
+                if response.is_success:  # the body of a refusal is no success
+                    response.iter_bytes = partial(self._body, lost, response.iter_bytes)
                 yield self._noted(response, began)
 
         client.request, client.stream = watched_request, watched_stream
@@ -95,8 +104,9 @@ class Answers:
             yield began
         except lost as error:
             silent = "Timeout" in type(error).__name__
-            self.trouble = self.trouble or f"the hub {'does not answer' if silent else 'cannot be reached'}"
-            self._judge(began, error)
+            _, how = self._failing.get(get_ident(), (began, None))
+            how = how or f"the hub {'does not answer' if silent else 'cannot be reached'}"
+            self._judge(how, began, error)
             raise
 
     def _body(
@@ -106,11 +116,11 @@ class Answers:
         began = time.monotonic()
         try:
             for chunk in chunks(**options):
-                began, self.since = time.monotonic(), None
+                began = time.monotonic()
+                self._went_well()
                 yield chunk
         except lost as error:
-            self.trouble = "the download broke off (whole files are kept)"
-            self._judge(began, error)
+            self._judge("the download broke off (whole files are kept)", began, error)
             raise
 
     def _noted(self, response: object, began: float) -> object:
@@ -119,13 +129,13 @@ class Answers:
         code = headers.get("X-Error-Code")
         if status in TROUBLE:
             busy = status == 429
-            self.trouble = (
+            how = (
                 "the hub takes no more requests from here for now (429)"
                 if busy
                 else f"the hub has trouble of its own ({status})"
             )
             asks_to_wait = busy or "Retry-After" in headers
-            self._judge(float("-inf") if asks_to_wait else began, None)
+            self._judge(how, float("-inf") if asks_to_wait else began, None)
         elif code == "GatedRepo":
             self.refusal = "gated"
         elif "Invalid credentials" in headers.get("X-Error-Message", ""):
@@ -136,15 +146,18 @@ class Answers:
             self.refusal = "private"
         elif status == 404 and code == "RepoNotFound":
             self.refusal = "missing"
-        elif response.is_success and response.request.method != "GET":  # a body may still break off
-            self.since = None
         return response
 
-    def _judge(self, began: float, error: Exception | None) -> None:
-        """Let the client ask again, unless trouble lasts."""
-        self.since = began if self.since is None else min(self.since, began)
-        if time.monotonic() - self.since >= self.patience:
-            raise GaveUp(self.trouble) from error
+    def _judge(self, how: str, began: float, error: Exception | None) -> None:
+        """Let the client ask again, unless trouble lasts. Its threads download at once, each a file."""
+        since, _ = self._failing.get(get_ident(), (began, how))
+        since = min(since, began)
+        self._failing[get_ident()] = since, how
+        if time.monotonic() - since >= self.patience:
+            raise GaveUp(how) from error
+
+    def _went_well(self) -> None:
+        self._failing.pop(get_ident(), None)
 
 
 REFUSALS = {

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassificatio
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lora_from_scratch.base import hub, model_files
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import NotFound, UserError, first_line
 
 BUNDLED = "bundled"
@@ -32,7 +33,7 @@ def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
     config = model_files.read_config(name, folder)
     for file in model_files.TOKENIZERS:
         if (folder / file).exists():
-            model_files.refuse_pointer(name, folder / file)
+            refuse_pointer(folder / file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer("a film")
@@ -41,13 +42,15 @@ def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # many kinds are raised, a panic of Rust's among them: the files are bad
-        raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)[:99]}") from error
+        raise UserError(
+            f"model {name!r} has no tokenizer that loads ({first_line(error)[:80]}): copy it anew"
+        ) from error
     if known < 2:  # what transformers makes of a folder without tokenizer files
-        raise UserError(f"model {name!r} has no tokenizer: tokenizer.json is missing; put it there")
+        raise UserError(f"model {name!r} has no tokenizer: copy its tokenizer.json into the folder")
     if max(known, highest + 1) > embedded:
         raise UserError(
-            f"model {name!r} embeds {embedded} tokens, but its tokenizer has {max(known, highest + 1)}: "
-            "give it the tokenizer that it was trained with"
+            f"model {name!r} has embeddings of {embedded} tokens, but its tokenizer has "
+            f"{max(known, highest + 1)}: copy tokenizer.json anew from where the model was trained"
         )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
@@ -91,7 +94,7 @@ def load_model(
         model, head_is_new = _load_weights(name, folder, config)
     model.name_or_path = model.config.name_or_path = _recorded(name, folder)
     if head_is_new and label_names is None:
-        raise UserError(f"model {name!r} has no classifier head: it is a base, nothing was adapted")
+        raise UserError(f"model {name!r} has no classifier head: it is a base; name one that was trained")
     if head_is_new:
         torch.nn.init.normal_(model.score.weight, std=config.initializer_range, generator=generator)
     return model
@@ -141,7 +144,12 @@ def _from_hub(name: str, weights: bool) -> Path:
     wanted = [*model_files.PATTERNS, *model_files.WEIGHT_PATTERNS * weights]
     with hub.asking() as answers:
         try:
-            folder = snapshot_download(name, allow_patterns=wanted)
+            folder, there = snapshot_download(name, allow_patterns=wanted), []
+            part = model_files.lacking(Path(folder), weights)
+            if part and (answers.refusal or answers.trouble):  # the client makes do with what is cached
+                raise FileNotFoundError(f"{folder} lacks {part}")
+            if part == "its weights" and not hub.is_offline():
+                there = list_repo_files(name)
         except Exception as error:  # of many kinds: what the hub said decides
             folder = getattr(error, "snapshot_path", None) or _cached(name, wanted)
             if folder is None and hub.is_offline() and not isinstance(error, HFValidationError):
@@ -154,7 +162,7 @@ def _from_hub(name: str, weights: bool) -> Path:
         if hub.is_offline():
             raise hub.out_of_reach("model", name, part)
         if part == "its weights":
-            raise UserError(model_files.no_safetensors(name, list_repo_files(name)))
+            raise UserError(model_files.no_safetensors(name, there))
         raise UserError(f"model {name!r} is on the hub without {part}: name a whole checkpoint of GPT-2")
 
 
@@ -178,7 +186,7 @@ def _build(name: str, config: GPT2Config) -> GPT2ForSequenceClassification:
         return GPT2ForSequenceClassification(config)
     except (RuntimeError, ValueError, KeyError, TypeError, ArithmeticError, MemoryError) as error:
         raise UserError(
-            f"model {name!r} cannot be built: {first_line(error)[:80]}; see config.json"
+            f"model {name!r} cannot be built ({first_line(error)[:80]}): copy config.json anew"
         ) from error
 
 
@@ -195,7 +203,8 @@ def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForS
             output_loading_info=True,
         )
     except Exception as error:  # many kinds are raised; all mean that the files are bad
-        raise UserError(f"the weights of model {name!r} cannot be read: {first_line(error)[:90]}") from error
+        reason = first_line(error)[:80]
+        raise UserError(f"the weights of model {name!r} cannot be read: {reason}; copy them anew") from error
     for key, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"model {name!r}: {key} holds a value that is not finite; copy its weights anew")

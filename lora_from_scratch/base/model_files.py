@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GPT2Config, GPT2ForSequenceClassification
 
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import UserError, first_line, printable
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "vocab.json")
 PATTERNS = (CONFIG, "tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json")  # to be fetched
 WEIGHT_PATTERNS = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
-POINTER = b"version https://git-lfs"
 # What config.json may ask for, by its two names: far above any GPT-2, far below a machine's memory.
 LIMITS = {
     ("vocab_size",): 10**7,
@@ -54,7 +54,7 @@ def weight_files(folder: Path) -> list[Path]:
 def read_config(name: str, folder: Path) -> GPT2Config:
     """The configuration in a model's folder. UserError if it is damaged, or not a GPT-2's."""
     path = folder / CONFIG
-    refuse_pointer(name, path)
+    refuse_pointer(path)
     try:
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
         _check_sizes(values)
@@ -108,7 +108,7 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     check_format(name, folder)
     for path in weight_files(folder):
-        refuse_pointer(name, path)
+        refuse_pointer(path)
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
@@ -121,8 +121,8 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
     blocks = {key.split(".")[1] for key in shapes if key.startswith("h.")}
     if config.n_layer > len(blocks):  # before a block is built for each that the configuration asks for
         raise UserError(
-            f"model {name!r} lacks a usable transformer.h.{len(blocks)}: config.json asks for "
-            f"{config.n_layer} blocks, {len(blocks)} are there; copy both files anew"
+            f"model {name!r}: config.json asks for {config.n_layer} blocks, but its weights have "
+            f"{len(blocks)}: copy both anew"
         )
     try:
         with torch.device("meta"):
@@ -136,9 +136,10 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
         if key != "score.weight" and shapes.get(key.removeprefix("transformer.")) != tuple(tensor.shape)
     )
     if broken:
+        more = f" and {len(broken) - 1} others are" if len(broken) > 1 else " is"
         raise UserError(
-            f"model {name!r} lacks a usable {broken[0]} (and {len(broken) - 1} other tensors): "
-            "config.json and its weights do not fit; copy both anew"
+            f"model {name!r}: {broken[0]}{more} missing from its weights, or not in the shape that "
+            "config.json asks for: copy both anew"
         )
 
 
@@ -158,16 +159,3 @@ def no_safetensors(name: str, there: Iterable[str], wanted: str = WEIGHTS) -> st
             "anew with transformers' save_pretrained"
         )
     return f"model {name!r} has no {wanted}: fetch it, or name another model"
-
-
-def refuse_pointer(name: str, path: Path) -> None:
-    """UserError for a file that git-lfs left a pointer of."""
-    try:
-        with path.open("rb") as file:
-            pointer = file.read(len(POINTER)) == POINTER
-    except OSError as error:
-        raise UserError(f"model {name!r}: {path.name} cannot be read ({error.strerror})") from error
-    if pointer:
-        raise UserError(
-            f"model {name!r}: {path.name} is a git-lfs pointer, not the file: run `git lfs pull` there"
-        )

@@ -1,5 +1,6 @@
 """Labelled sentences of a dataset on the hub, or in its cache."""
 
+import glob
 import os
 import re
 import warnings
@@ -38,12 +39,39 @@ def is_hub_name(name: str) -> bool:
 
 def warn_of_shadow(name: str) -> None:
     """Warn where a file or folder here has the name of a dataset that the hub is known to have."""
-    if (name in ALIASES or name.partition("/")[0] in OWNERS) and os.path.exists(name):
-        warnings.warn(
-            f"dataset {name} is ./{name} here, not the hub's: for that one say --dataset {_whole(name)}, for "
-            f"yours ./{name}",
-            stacklevel=2,
-        )
+    whole = _known(name) if is_hub_name(name) and os.path.exists(name) else None
+    if whole:
+        elsewhere = whole == name
+        that = "run elsewhere for that one" if elsewhere else f"for that one say --dataset {whole}"
+        yours = f"or say --dataset ./{name}" if elsewhere else f"for yours ./{name}"
+        warnings.warn(f"dataset {name} is ./{name} here, not the hub's: {that}, {yours}", stacklevel=2)
+
+
+def _known(name: str) -> str | None:
+    """The whole name of a dataset that the hub is known to have: by its short name, or from a cache.
+
+    Where the caches lie is asked of the environment, as the libraries do: they read it, and whether the hub
+    may be asked, when they are imported, which is too early here.
+    """
+    if name in ALIASES or name.partition("/")[0] in OWNERS:
+        return _whole(name)
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
+    )
+    hub = os.environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
+    caches = (
+        (os.environ.get("HF_HUB_CACHE", hub), "datasets--", "--"),
+        (os.environ.get("HF_DATASETS_CACHE", os.path.join(home, "datasets")), "", "___"),
+    )
+    for repository, configuration in _candidates(name):
+        file = glob.escape(repository)
+        for cache, prefix, slash in caches:
+            folder = Path(cache).expanduser()
+            for pattern in (file,) if "/" in file else (f"*/{file}", file):
+                for found in sorted(folder.glob(prefix + pattern.replace("/", slash)))[:1]:
+                    whole = found.name.removeprefix(prefix).replace(slash, "/")
+                    return f"{whole}/{configuration}" if configuration else whole
+    return None
 
 
 def _whole(name: str) -> str:
@@ -114,6 +142,8 @@ def _of_configurations(
     there = re.sub(r"['\"]", "", found[1]) if found else ""
     if empty := re.search(r'"(.+?)" corresponds to no data', text):
         return _no_rows(name, empty[1])
+    if "BatchSize must be greater than 0" in f"{text} {error.__cause__}":  # of Parquet; which is not said
+        return UserError(f"{named}: one of its splits holds no rows: name another dataset or configuration")
     if "Couldn't find cache for" in text:
         return hub.out_of_reach("dataset", name, f"the configuration {configuration}")
     if not isinstance(error, ValueError) or "onfig" not in text or not there:

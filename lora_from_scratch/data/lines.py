@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from lora_from_scratch.errors import UserError, first_line
 
+POINTER = b"version https://git-lfs"
 LINE_END = re.compile(rb"\r\n|\r|\n")
 DAMAGE = (OSError, EOFError, zlib.error)  # what reading raises; the last two are of a damaged .gz
 
@@ -49,10 +50,20 @@ def _open(path: Path) -> BinaryIO:
 def refuse_by_content(path: Path) -> None:
     """Files that are something else, whatever they are called."""
     with path.open("rb") as file:
-        start = file.read(40)
+        start = file.read(8)
     if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{path}: an Excel workbook or another archive; export the sheet as CSV (UTF-8)")
-    if start.startswith(b"version https://git-lfs"):
+    refuse_pointer(path)
+
+
+def refuse_pointer(path: Path) -> None:
+    """UserError for the note that git-lfs leaves in the place of a file not fetched yet."""
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(len(POINTER)) == POINTER
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if pointer:
         raise UserError(f"{path}: only a pointer of git-lfs, not the file; fetch it with git lfs pull")
 
 

@@ -60,7 +60,7 @@ def load_adapted(folder: Path, base_name: str | None = None) -> Adapted:
     `UserError` if the folder holds nothing of the kind, or what is there is damaged or does not fit.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; name the one that a run printed at its end")
     formats = [format_named(name) for name in FORMATS]
     for format in formats:
         if format.is_in(folder):
@@ -70,7 +70,8 @@ def load_adapted(folder: Path, base_name: str | None = None) -> Adapted:
     holders = [path for path in _folders_below(folder) if any(format.is_in(path) for format in formats)]
     if holders:
         raise UserError(f"{folder} holds no adapter, but {holders[-1]} does: name that folder")
-    raise UserError(f"{folder} holds no adapter: none of {', '.join(format.FILES[0] for format in formats)}")
+    there = " or ".join(format.FILES[0] for format in formats)
+    raise UserError(f"{folder} holds no adapter: name a folder with {there}")
 
 
 def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torch.Tensor | None) -> Adapted:
@@ -80,10 +81,11 @@ def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torc
     fit it.
     """
     if not name:
-        raise UserError(f"{path.parent} does not name its base: say which with --model")
+        raise UserError(f"{path.parent}: no base is named; name it with --model")
     if head is None or head.ndim != 2:
         raise UserError(
-            f"{path}: the classifier head, {HEAD_WEIGHT}, is missing: train with task_type SEQ_CLS"
+            f"{path}: the classifier head, {HEAD_WEIGHT}, is missing: train one, in PEFT with "
+            "task_type SEQ_CLS"
         )
     if len(head) < 2:
         what = f"{HEAD_WEIGHT} is {tuple(head.shape)}, one output, a regression's"

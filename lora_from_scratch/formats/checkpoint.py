@@ -7,9 +7,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from lora_from_scratch.base.load import load_model, load_tokenizer
+from lora_from_scratch.base.model_files import check_format
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.formats.adapted import PIPELINE, Adapted
 from lora_from_scratch.formats.seal import check_seal, seal
-from lora_from_scratch.formats.whole_files import refuse_pickle, refuse_pointer
 
 TITLE = "transformers"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -37,7 +38,7 @@ def load(folder: Path, base_name: str | None = None) -> Adapted:
     for name in FILES:
         if (folder / name).is_file():
             refuse_pointer(folder / name)
-    refuse_pickle(folder, "pytorch_model.bin", WEIGHTS)
+    check_format(str(folder), folder)
     if (folder / WEIGHTS).is_file():
         check_seal(folder / WEIGHTS, _beside(folder))
     tokenizer = load_tokenizer(str(folder))

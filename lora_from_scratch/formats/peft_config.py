@@ -16,8 +16,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.core.surgery import is_suffix
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import UserError, first_line
-from lora_from_scratch.formats.whole_files import refuse_pointer
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -25,16 +25,9 @@ HEADS = ["classifier", "score"]  # PEFT saves both for every sequence classifier
 DEFAULT_TARGETS = {"gpt2": ["c_attn"]}  # by the model's type, where the configuration names none
 
 # Keys that would make other logits, or another adapter of the same tensors: refused unless they are neutral.
-REFUSED = {
-    "alora_invocation_tokens",
-    "arrow_config",
-    "bias",
-    "ensure_weight_tying",
-    "kasa_config",
-    "lora_bias",
-}
+REFUSED = {"alora_invocation_tokens", "arrow_config", "bias", "ensure_weight_tying", "kasa_config"}
 REFUSED |= {"layer_replication", "megatron_config", "monteclora_config", "target_parameters", "use_bdlora"}
-REFUSED |= {"trainable_token_indices", "use_dora", "use_qalora", "velora_config"}
+REFUSED |= {"lora_bias", "trainable_token_indices", "use_dora", "use_qalora", "velora_config"}
 HARMLESS = {"auto_mapping", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_type", "peft_version"}
 HARMLESS |= {"init_lora_weights", "qalora_group_size"}
 NEUTRAL = (None, False, "", "none", [], {})
@@ -53,6 +46,10 @@ def _number(value: object) -> bool:
     return _integer(value) or type(value) is float
 
 
+def _alpha(value: object) -> bool:
+    return _number(value) and 0 < value < math.inf
+
+
 def _text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -67,19 +64,21 @@ def _table(value: object, of: Callable[[object], bool]) -> bool:
 
 KINDS = {
     "r": _rank,
-    "lora_alpha": _number,
-    "lora_dropout": _number,
+    "lora_alpha": _alpha,
+    "lora_dropout": lambda value: _number(value) and 0 <= value < 1,
     "target_modules": lambda value: _text(value) or _list(value),
     "exclude_modules": lambda value: _text(value) or _list(value),
     "modules_to_save": _list,
     "layers_to_transform": lambda value: _integer(value) or _list(value, _integer),
     "layers_pattern": lambda value: _text(value) or _list(value),
     "rank_pattern": lambda value: _table(value, _rank),
-    "alpha_pattern": lambda value: _table(value, _number),
+    "alpha_pattern": lambda value: _table(value, _alpha),
     "use_rslora": lambda value: isinstance(value, bool),
     "task_type": _text,
     "base_model_name_or_path": _text,
 }
+NUMBERS = {"lora_alpha": "a number above 0", "lora_dropout": "a number from 0 to below 1"}
+NUMBERS |= {"r": "a whole number above 0", "alpha_pattern": "a table of numbers above 0"}
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,7 @@ class PeftConfig:
             wanted = DEFAULT_TARGETS[kind]
         elif isinstance(wanted, str) and wanted.lower() == "all-linear":
             output = getattr(model, "get_output_embeddings", lambda: None)()
-            linear = (n for n, m in modules.items() if isinstance(m, (nn.Linear, Conv1D)) and m is not output)
-            wanted = list(linear)
+            wanted = [n for n, m in modules.items() if isinstance(m, (nn.Linear, Conv1D)) and m is not output]
         return {n: m for n, m in modules.items() if n and not self._excludes(n) and self._names(n, wanted)}
 
     def saves(self, parameter: str) -> bool:
@@ -141,9 +139,8 @@ class PeftConfig:
 
     def _excludes(self, name: str) -> bool:
         out = self.exclude_modules or []
-        if re.fullmatch(out, name) if isinstance(out, str) else _ends_in(name, out):
-            return True
-        return any(re.match(_SAVED.format(module), name) for module in self.whole)
+        named = re.fullmatch(out, name) if isinstance(out, str) else _ends_in(name, out)
+        return bool(named) or any(re.match(_SAVED.format(module), name) for module in self.whole)
 
     def _names(self, name: str, wanted: list[str] | str) -> bool:
         if isinstance(wanted, str):
@@ -151,9 +148,9 @@ class PeftConfig:
         layers = self.layers_to_transform
         if name in wanted or not _ends_in(name, wanted) or layers in (None, []):
             return _ends_in(name, wanted)
-        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
-        patterns = [_LAYER.format(pattern) for pattern in patterns or []] or [_ANY_LAYER]
-        found = next((match for pattern in patterns if (match := re.match(pattern, name))), None)
+        patterns = self.layers_pattern or []  # "" is any, as in PEFT
+        patterns = [_LAYER.format(one) for one in ([patterns] if isinstance(patterns, str) else patterns)]
+        found = next((match for one in patterns or [_ANY_LAYER] if (match := re.match(one, name))), None)
         return found is not None and int(found["idx"]) in ([layers] if isinstance(layers, int) else layers)
 
 
@@ -188,17 +185,15 @@ def understand(values: dict[str, object], path: Path) -> PeftConfig:
         if key in {*REFUSED, "init_lora_weights"} and not _is_one_of(value, neutral):
             raise UserError(f"{path}: {key} = {shown(value)} is not implemented here: load it with PEFT")
         if key in known and value is not None and not KINDS[key](value):
-            raise UserError(f"{path}: {key} = {shown(value)} is of the wrong kind: see PEFT's LoraConfig")
+            wanted = f"it has to be {NUMBERS[key]}" if key in NUMBERS else "see PEFT's LoraConfig"
+            raise UserError(f"{path}: {key} = {shown(value)} is of the wrong kind: {wanted}")
     unused = [key for key in values.keys() - known - REFUSED - HARMLESS if values[key] not in NEUTRAL]
     if values.get("revision") == "main":
         unused.remove("revision")
     given = {key: values[key] for key in known if values.get(key) is not None}
     config = PeftConfig(**given, passed_over=tuple(sorted(unused)))
     _check_patterns(config, path)
-    if isinstance(config.target_modules, str) and (config.layers_to_transform, config.layers_pattern) != (
-        None,
-        None,
-    ):
+    if isinstance(config.target_modules, str) and given.keys() & {"layers_to_transform", "layers_pattern"}:
         raise UserError(
             f"{path}: layers_to_transform needs a list of target_modules, as in PEFT: leave one out"
         )
@@ -231,8 +226,7 @@ def _check_patterns(config: PeftConfig, path: Path) -> None:
 
 
 def _of_pattern(pattern: dict[str, float] | None, name: str, default: float) -> float:
-    found = (value for key, value in (pattern or {}).items() if re.match(_PATTERN.format(key), name))
-    return next(found, default)
+    return next((v for key, v in (pattern or {}).items() if re.match(_PATTERN.format(key), name)), default)
 
 
 def _ends_in(name: str, suffixes: list[str]) -> bool:

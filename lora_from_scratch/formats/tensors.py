@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_from_scratch.base.fingerprint import check_base, fingerprints
+from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import UserError, first_line, printable
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base
 from lora_from_scratch.formats.seal import check_seal, seal
-from lora_from_scratch.formats.whole_files import refuse_pointer
 
 TITLE = "transformers"
 FILES = ("trained.safetensors", "head.safetensors")  # the second is what versions before 0.2 called it

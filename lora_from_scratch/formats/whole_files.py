@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lora_from_scratch.errors import UserError
 
-POINTER = b"version https://git-lfs"
 LITTER_SECONDS = 3600  # nobody writes a folder for that long
 
 
@@ -56,13 +55,6 @@ def write_whole(path: Path, contents: bytes) -> None:
     one after an `OSError` (a full disk)."""
     with appearing(path.parent) as aside:
         (aside / path.name).write_bytes(contents)
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raise `UserError` if a file is the note that git-lfs leaves in the place of one not fetched yet."""
-    with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise UserError(f"{path} is a git-lfs pointer, not the file itself: fetch it with git lfs pull")
 
 
 def refuse_pickle(folder: Path, pickle: str, wanted: str) -> None:
