@@ -12,6 +12,7 @@ import sys
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from lora_from_scratch.train.device import environment, resolve_device
@@ -26,7 +27,8 @@ def finish(out: Path | None, results: object, **about: object) -> None:
     about = {"environment": _environment(), **about}
     print(json.dumps({**about, "results": results}))
     if out:
-        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        told = [word for before, word in pairwise(sys.argv) if "--out" not in (before, word)]
+        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *told])
         whole = {"command": command, "date": date.today().isoformat(), **about, "results": results}
         out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 

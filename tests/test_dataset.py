@@ -141,6 +141,6 @@ def test_one_row_alone_is_refused(tmp_path):
 
 
 def test_a_class_of_one_row_is_never_held_out(tmp_path):
-    rows = [("fine", "good")] * 6 + [(f"text {i}", f"c{i}") for i in range(6)]
+    rows = [("fine", label) for label in ["a"] * 4 + ["m0", "m1", "m2"] + ["z"] * 4]
     dataset = load_dataset(write(tmp_path / "d.tsv", tsv(rows)))
-    assert dataset.validation.labels == [dataset.label_names.index("good")]
+    assert dataset.label_names[dataset.validation.labels[0]] in ("a", "z") and len(dataset.validation) == 1

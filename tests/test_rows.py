@@ -155,6 +155,9 @@ def test_blank_texts_are_left_out_when_asked(tmp_path):
     with pytest.warns(UserWarning, match=r"2 of 4 texts are blank \(line 2 first\), left out"):
         rows = texts_of(tmp_path / "d.csv", "text,label\n ,\na,1\n,1\nb,0\n", drop_blank=True)
     assert rows == [("a", "1", 3), ("b", "0", 5)]
+    content = '{"text": null, "label": 1}\n{"text": NaN}\n{"text": "b", "label": 0}\n'
+    with pytest.warns(UserWarning, match="2 of 3 texts are blank"):
+        assert texts_of(tmp_path / "d.jsonl", content, drop_blank=True) == [("b", 0, 3)]
 
 
 def test_numbers_are_texts_too(tmp_path):

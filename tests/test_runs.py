@@ -16,7 +16,7 @@ from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.runs.execute import execute, train_prepared, warn_of_rate
-from lora_from_scratch.runs.prepare import decided_length, prepare
+from lora_from_scratch.runs.prepare import decided_length, default_epochs, prepare
 from lora_from_scratch.runs.random_draws import generator_for
 from lora_from_scratch.runs.trained_on import seen_in, warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
@@ -219,3 +219,10 @@ def test_values_out_of_range_are_refused_at_once(changes, message):
     with pytest.raises(UserError) as caught:
         RunConfig(**changes)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "epochs"), [(1, 32), (270, 32), (2980, 16), (5000, 10), (20_000, 2), (67_349, 2)]
+)
+def test_a_small_set_is_passed_over_more_often(sentences, epochs):
+    assert default_epochs(sentences) == epochs
