@@ -101,8 +101,8 @@ def load_model(
 
 
 def lasting_name(name: str) -> str:
-    """A name that finds the model from any folder: a folder's is its whole path."""
-    return os.path.realpath(name) if name != BUNDLED and os.path.isdir(name) else name
+    """A name that finds the model or dataset from any folder: of a folder or file its whole path."""
+    return os.path.realpath(name) if name != BUNDLED and os.path.exists(name) else name
 
 
 def display_name(name: str) -> str:

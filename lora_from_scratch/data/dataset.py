@@ -51,7 +51,7 @@ class Dataset:
 def load_dataset(name: str, selection: Selection | None = None) -> Dataset:
     """Load a dataset by what its name is.
 
-    "bundled"; a file (see `data/files.py`), of which always the same tenth of the rows is held out for
+    "bundled"; a file (see `data/files.py`), of which always the same tenth of each class is held out for
     validation; a folder with a file for each split; else a hub id, from the hub or its cache.
 
     Labels become ids as `data/labels.py` says. The sentences are stripped: GLUE's end in a space, which GPT-2

@@ -1,4 +1,4 @@
-"""Large files of cells, read by pyarrow at once: ten times as fast as `delimited.py`, which reads row by row.
+"""Large files of cells, read by pyarrow at once: faster than `delimited.py`, which reads row by row.
 
 Whatever is not plain is left to that: it says which line is wrong. Where both read a file they read the same
 (`tests/test_rows.py`).

@@ -1,7 +1,6 @@
 """What results.json holds: one record, of a training and of a later evaluation alike."""
 
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.base.fingerprint import weights_fingerprint
-from lora_from_scratch.base.load import display_name
+from lora_from_scratch.base.load import display_name, lasting_name
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, Adapted
 from lora_from_scratch.runs.prepare import Prepared
@@ -42,7 +41,7 @@ def run_record(
         "train_classes": class_counts(train.labels, dataset.label_names),
         "validation_name": dataset.validation_name,
         "label_names": dataset.label_names,
-        "path": os.path.realpath(config.dataset) if os.path.exists(config.dataset) else None,
+        "path": lasting_name(config.dataset),
     }
     validation = prepared.validation_examples
     return _record(about, data, prepared.model, validation, training, evaluation, output_dir)
