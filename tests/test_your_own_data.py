@@ -64,3 +64,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert cli.main(["evaluate", "--adapter", "runs/reviews", "--dataset", "reviews.csv",
                      "--text-column", "review_text", "--label-column", "verdict"]) == 0  # fmt: skip
     assert "warning: 36 of 40 sentences were trained on" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "runs")  # from another folder, by another path
+    assert cli.main(["evaluate", "--adapter", "reviews", "--dataset", "../reviews.csv",
+                     "--text-column", "review_text", "--label-column", "verdict"]) == 0  # fmt: skip
+    assert "warning: 36 of 40 sentences were trained on" in capsys.readouterr().err

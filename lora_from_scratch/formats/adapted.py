@@ -95,6 +95,16 @@ def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torc
     return Adapted(load_model(name, labels, tokenizer.pad_token_id), tokenizer, name)
 
 
+def refuse_pickle(folder: Path, pickle: str, wanted: str) -> None:
+    """Raise `UserError` if weights are there as a pickle alone: reading one runs whatever code is in it."""
+    if (folder / pickle).exists() and not (folder / wanted).exists():
+        raise UserError(
+            f"{folder / pickle} is a pickle, never opened here: "
+            f'weights = torch.load("{pickle}", weights_only=True); '
+            f'safetensors.torch.save_file(weights, "{wanted}")'
+        )
+
+
 def _label_names(path: Path, metadata: dict[str, str], head: tuple[int, ...]) -> list[str]:
     if "labels" not in metadata:
         return [f"LABEL_{i}" for i in range(head[0])]

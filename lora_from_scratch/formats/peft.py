@@ -20,12 +20,12 @@ from lora_from_scratch.base.fingerprint import check_base, fingerprints
 from lora_from_scratch.base.load import BUNDLED, BUNDLED_MODEL
 from lora_from_scratch.core.surgery import inject_each
 from lora_from_scratch.errors import UserError, printable
-from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base
+from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base, refuse_pickle
 from lora_from_scratch.formats.peft_config import CONFIG, PREFIX, PeftConfig, read_config, shown, understand
 from lora_from_scratch.formats.peft_writing import configuration, saved_tensors
 from lora_from_scratch.formats.seal import check_seal
 from lora_from_scratch.formats.tensors import Tensors, check_shapes, fill, read_tensors, write_tensors
-from lora_from_scratch.formats.whole_files import appearing, refuse_pickle
+from lora_from_scratch.formats.whole_files import appearing
 
 TITLE = "peft"
 WEIGHTS = "adapter_model.safetensors"

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lora_from_scratch.errors import UserError
-
 LITTER_SECONDS = 3600  # nobody writes a folder for that long
 
 
@@ -55,16 +53,6 @@ def write_whole(path: Path, contents: bytes) -> None:
     one after an `OSError` (a full disk)."""
     with appearing(path.parent) as aside:
         (aside / path.name).write_bytes(contents)
-
-
-def refuse_pickle(folder: Path, pickle: str, wanted: str) -> None:
-    """Raise `UserError` if weights are there as a pickle alone: reading one runs whatever code is in it."""
-    if (folder / pickle).exists() and not (folder / wanted).exists():
-        raise UserError(
-            f"{folder / pickle} is a pickle, never opened here: "
-            f'weights = torch.load("{pickle}", weights_only=True); '
-            f'safetensors.torch.save_file(weights, "{wanted}")'
-        )
 
 
 def _clear_litter(place: Path, prefix: str) -> None:
