@@ -122,9 +122,9 @@ def test_more_tokens_than_positions_are_refused():
 
 
 def test_the_default_length_is_the_models_where_it_is_shorter(tiny_gpt2):
-    assert decided_length(None, tiny_gpt2) == decided_length(32, tiny_gpt2) == 32
+    assert decided_length(None, tiny_gpt2.config) == decided_length(32, tiny_gpt2.config) == 32
     tiny_gpt2.config.n_positions = 1024
-    assert decided_length(None, tiny_gpt2) == 128 and decided_length(1024, tiny_gpt2) == 1024
+    assert decided_length(None, tiny_gpt2.config) == 128 and decided_length(1024, tiny_gpt2.config) == 1024
     assert prepare(QUICK).config.max_length == 128 and QUICK.max_length is None
 
 

@@ -82,6 +82,14 @@ def load_model(
     is not a GPT-2, its weights are damaged, incomplete, or not in a safetensors file, or it has no head
     although no labels are named.
     """
+    model, head_is_new = load_headless(name, label_names, pad_token_id, random_init)
+    return draw_head(model, generator) if head_is_new else model
+
+
+def load_headless(
+    name: str, label_names: list[str] | None, pad_token_id: int, random_init: bool = False
+) -> tuple[GPT2ForSequenceClassification, bool]:
+    """`load_model`, and whether its head is still to be drawn."""
     folder = fetch(name, weights=not random_init)
     config = model_files.read_config(name, folder)
     config.pad_token_id = pad_token_id
@@ -95,8 +103,15 @@ def load_model(
     model.name_or_path = model.config.name_or_path = _recorded(name, folder)
     if head_is_new and label_names is None:
         raise UserError(f"model {name!r} has no classifier head: it is a base; name one that was trained")
-    if head_is_new:
-        torch.nn.init.normal_(model.score.weight, std=config.initializer_range, generator=generator)
+    return model, head_is_new
+
+
+def draw_head(
+    model: GPT2ForSequenceClassification, generator: torch.Generator | None
+) -> GPT2ForSequenceClassification:
+    """Draw the head from N(0, initializer_range), in place."""
+    std = model.config.initializer_range
+    torch.nn.init.normal_(model.score.weight, std=std, generator=generator)
     return model
 
 

@@ -93,7 +93,7 @@ def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunCon
     adapted = _named(load_adapted(adapter, asked.model), label_names)
     device = adapted.model.to(resolve_device(asked.device)).device
     precision = resolve_precision(asked.precision, device)
-    length = decided_length(asked.max_length, adapted.model)
+    length = decided_length(asked.max_length, adapted.model.config)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
     config["positive_class"] = asked.positive_class
     positive = positive_id(asked.positive_class, adapted.label_names)

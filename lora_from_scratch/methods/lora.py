@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Generator, nn
 
 
+ALL_LINEAR = "all-linear"  # PEFT's word
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoRASettings:
     """What LoRA can be asked; see `LoRALinear` and `inject_lora`."""
@@ -20,7 +23,9 @@ class LoRASettings:
     alpha: float = flag(16.0, "the update is scaled by alpha / rank")
     dropout: float = flag(0.05, "dropout before A", "P")
     target_modules: tuple[str, ...] = flag(
-        ("attn.c_attn",), "suffixes of the layers to adapt, such as attn.c_attn mlp.c_proj", "NAME"
+        ("attn.c_attn",),
+        "suffixes of the layers to adapt, such as attn.c_attn mlp.c_proj, or all-linear",
+        "NAME",
     )
 
     def __post_init__(self) -> None:
@@ -28,6 +33,15 @@ class LoRASettings:
         positive(alpha=self.alpha)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout must lie in [0, 1), not {self.dropout:g}")
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """The linear layers of all blocks: c_attn and c_proj of attention, c_fc and c_proj of the MLP."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    modules = model.named_modules()
+    return [name for name, module in modules if isinstance(module, (nn.Linear, Conv1D)) and name != "score"]
 
 
 class LoRA(Method):
@@ -52,10 +66,15 @@ class LoRA(Method):
         """r (in + out) parameters for each target layer learn, and the head."""
         from lora_from_scratch.core.surgery import inject_lora
 
+        targets = settings.target_modules
+        if ALL_LINEAR in targets:
+            if len(targets) > 1:
+                raise UserError(f"--target-modules {ALL_LINEAR} names every layer: leave the others out")
+            targets = linear_layers(model)
         if "score" in settings.target_modules:
             raise UserError("target score is the classifier head, which LoRA trains whole: leave it out")
         update = (settings.rank, settings.alpha, settings.dropout)
-        return inject_lora(model, settings.target_modules, *update, generator, modules_to_save=["score"])
+        return inject_lora(model, targets, *update, generator, modules_to_save=["score"])
 
     def describe(self, settings: LoRASettings) -> str:
         update = f"rank {settings.rank}, alpha {settings.alpha:g}, dropout {settings.dropout:g}"

@@ -5,19 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerBase
 
 from lora_from_scratch.base import load as base
 from lora_from_scratch.base.fingerprint import weights_fingerprint
 from lora_from_scratch.data import dataset as data
-from lora_from_scratch.data.batches import TokenizedExamples, tokenize
-from lora_from_scratch.errors import NotFound, UserError, quoted
+from lora_from_scratch.data.batches import TokenizedExamples
+from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.runs.random_draws import generator_for, limited
+from lora_from_scratch.runs.sources import Sources, find_sources
 from lora_from_scratch.runs.trained_on import warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
-from lora_from_scratch.train.evaluate import positive_id
 from lora_from_scratch.train.precision import resolve_precision
 
 MAX_LENGTH = 128  # tokens, if the model reads as many
@@ -46,51 +45,41 @@ class Prepared:
         return data.display_name(self.config.dataset)
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Load data, tokenizer and model, adapt the model to the method, and tokenize.
+def prepare(config: RunConfig, sources: Sources | None = None) -> Prepared:
+    """Load what is not among the sources, adapt the model to the method, and tokenize.
 
-    A model or dataset that the config does not name comes from the hub or its cache, and if it is not to be
-    had there, from the bundle. UserError says what is wrong; nothing has been trained or written yet.
+    UserError says what is wrong; nothing has been trained or written yet.
     """
-    device = resolve_device(config.device)
-    substituted: dict[str, str] = {}
-
-    def find(
-        load: Callable[[str], object], asked: str | None, default: str, bundled: str
-    ) -> tuple[str, object]:
-        try:
-            return asked or default, load(asked or default)
-        except NotFound as error:
-            if asked is not None:
-                raise
-            substituted[default] = error.why
-            return bundled, load(bundled)
-
-    load_dataset = partial(data.load_dataset, selection=config.selection)
-    dataset_name, dataset = find(load_dataset, config.dataset, data.DEFAULT, data.BUNDLED)
-    positive_id(config.positive_class, dataset.label_names)  # refused before the model is loaded
-    load_tokenizer = partial(base.load_tokenizer, weights=not config.random_init)
-    model_name, tokenizer = find(load_tokenizer, config.model, base.DEFAULT, base.BUNDLED)
-    model_name = base.lasting_name(model_name)
-    base_again = partial(_load_base, model_name, dataset.label_names, tokenizer.pad_token_id, config)
+    resolve_device(config.device)
+    sources = sources or find_sources(config)
+    base_again = partial(sources.base, config.seed)
     model = base_again()
-    config = replace(
-        config,
-        model=model_name,
-        dataset=dataset_name,
-        device=str(device),
-        precision=resolve_precision(config.precision, device),
-        lr=config.lr or config.way.default_lr(model.config.n_embd),
-        max_length=decided_length(config.max_length, model),
-    )
+    config = decided(config, sources, model.config)
     digest = weights_fingerprint(model, ["score.weight"])
-    model = adapt(model, config, generator_for(config.seed, "adapter")).to(device)
+    model = adapt(model, config, generator_for(config.seed, "adapter")).to(config.device)
+    dataset = sources.dataset
     splits = train, validation = (limited(dataset.train, config.limit_train, config.seed), dataset.validation)
     warn_if_in_both(train.sentences, validation.sentences)
     _warn_of_absent_classes(dataset.label_names, train, validation)
-    config = replace(config, epochs=config.epochs or default_epochs(len(train)))
-    examples = (tokenize(tokenizer, part.sentences, part.labels, config.max_length) for part in splits)
-    return Prepared(config, model, tokenizer, dataset, *examples, digest, base_again, substituted)
+    examples = (sources.tokens(part, config.max_length) for part in splits)
+    return Prepared(
+        config, model, sources.tokenizer, dataset, *examples, digest, base_again, sources.substituted
+    )
+
+
+def decided(config: RunConfig, sources: Sources, base: GPT2Config) -> RunConfig:
+    """With every open choice filled in. UserError if the base has not as many positions as asked."""
+    device, sentences = resolve_device(config.device), len(sources.dataset.train)
+    return replace(
+        config,
+        model=sources.model_name,
+        dataset=sources.dataset_name,
+        device=str(device),
+        precision=resolve_precision(config.precision, device),
+        lr=config.lr or config.way.default_lr(base.n_embd),
+        max_length=decided_length(config.max_length, base),
+        epochs=config.epochs or default_epochs(min(sentences, config.limit_train or sentences)),
+    )
 
 
 def _warn_of_absent_classes(names: list[str], train: data.Split, validation: data.Split) -> None:
@@ -111,17 +100,9 @@ def default_epochs(sentences: int) -> int:
     return min(32, max(2, round(48_000 / sentences)))
 
 
-def decided_length(asked: int | None, model: GPT2ForSequenceClassification) -> int:
-    """How many tokens of a sentence are read. UserError if the model has not as many positions as asked."""
-    positions = model.config.n_positions
+def decided_length(asked: int | None, base: GPT2Config) -> int:
+    """How many tokens of a sentence are read. UserError if the base has not as many positions as asked."""
+    positions = base.n_positions
     if asked and asked > positions:
         raise UserError(f"--max-length {asked}: this model has {positions} positions; ask for fewer")
     return asked or min(MAX_LENGTH, positions)
-
-
-def _load_base(
-    name: str, label_names: list[str], pad_token_id: int, config: RunConfig
-) -> GPT2ForSequenceClassification:
-    torch.manual_seed(config.seed)  # what random weights are drawn from
-    generator = generator_for(config.seed, "head")
-    return base.load_model(name, label_names, pad_token_id, generator, config.random_init)

@@ -132,6 +132,7 @@ def _memory(measured: Training | Evaluation | None) -> dict[str, object] | None:
 def _evaluation(evaluation: Evaluation, examples: TokenizedExamples) -> dict[str, object]:
     return {
         "precision": evaluation.precision,
+        "loss": evaluation.loss,
         "seconds": evaluation.seconds,
         "sentences_per_second": len(examples) / evaluation.seconds,
         "tokens_per_second": int(examples.lengths.sum()) / evaluation.seconds,

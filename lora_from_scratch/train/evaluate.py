@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import GPT2ForSequenceClassification
 
@@ -39,6 +40,7 @@ class Evaluation:
     precision: str
     seconds: float
     score: Score
+    loss: float  # the mean cross entropy, in nats
     predictions: list[int]  # label ids
     probabilities: list[float]  # of these labels
     memory: Memory
@@ -89,8 +91,8 @@ def evaluate(
         raise UserError("this model's logits are not finite, so it has no accuracy; a lower --lr may help")
     probabilities, predictions = logits.softmax(dim=1).max(dim=1)
     reached = score(predictions, examples.labels, logits.shape[1], positive)
-    memory = read_memory(device, reset)
-    return Evaluation(precision, seconds, reached, predictions.tolist(), probabilities.tolist(), memory)
+    loss, memory = cross_entropy(logits, examples.labels).item(), read_memory(device, reset)
+    return Evaluation(precision, seconds, reached, loss, predictions.tolist(), probabilities.tolist(), memory)
 
 
 def score(predictions: Tensor, labels: Tensor, num_labels: int, positive: int | None = None) -> Score:
