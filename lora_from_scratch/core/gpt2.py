@@ -28,7 +28,9 @@ def classify(
     x = gpt2.wte(input_ids) + gpt2.wpe(positions)  # (B, T, C)
     x = dropout(x, config.embd_pdrop, training)
     for block in gpt2.h:
-        x = x + dropout(attend(block.attn, block.ln_1(x)), config.resid_pdrop, training)
+        prefix = getattr(block, "prefix", None)  # (P, C), where one is learned: see methods/prefix.py
+        seen = x if prefix is None else torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)  # (B, P + T, C)
+        x = x + dropout(attend(block.attn, block.ln_1(seen), x.shape[1]), config.resid_pdrop, training)
         x = x + dropout(feed_forward(block.mlp, block.ln_2(x)), config.resid_pdrop, training)
     rows = torch.arange(len(x), device=x.device)
     x = gpt2.ln_f(x)[rows, lengths - 1]  # (B, C)
@@ -36,23 +38,23 @@ def classify(
         return model.score(x.to(model.score.weight.dtype))  # (B, num_labels)
 
 
-def attend(attention: GPT2Attention, x: torch.Tensor) -> torch.Tensor:
-    """Self-attention: `(B, T, C)` -> `(B, T, C)`; c_attn is Wq, Wk and Wv in one matrix."""
-    B, T, C = x.shape
-    heads = (B, T, attention.num_heads, -1)
+def attend(attention: GPT2Attention, x: torch.Tensor, T: int) -> torch.Tensor:
+    """Self-attention of the last T of S positions: `(B, S, C)` -> `(B, T, C)`; c_attn is Wq, Wk and Wv."""
+    B, S, C = x.shape
+    heads = (B, S, attention.num_heads, -1)
     q, k, v = (part.view(heads).transpose(1, 2) for part in attention.c_attn(x).split(C, dim=2))
     p = attention.attn_dropout.p if attention.training else 0.0
-    y = causal_attention(q, k, v, attention.scaling, p)  # (B, H, T, D)
+    y = causal_attention(q[:, :, S - T :], k, v, attention.scaling, p)  # (B, H, T, D)
     return attention.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
 def causal_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, p: float
 ) -> torch.Tensor:
-    """softmax(scale q k^T) v over `(B, H, T, D)` each: a position looks at itself and at what came before."""
-    T = q.shape[-2]
-    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)
+    """softmax(scale q k^T) v: the last T of S positions, `(B, H, T, D)`, see themselves and all before."""
+    T, S = q.shape[-2], k.shape[-2]
+    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, S)
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(diagonal=1 + S - T)
     weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
     return dropout(weights, p) @ v
 

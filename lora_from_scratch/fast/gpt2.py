@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 from transformers import GPT2ForSequenceClassification
 from transformers.activations import GELUTanh, NewGELUActivation
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Block
 
 from lora_from_scratch.fast.attention import causal_attention
 from lora_from_scratch.fast.dropout import dropout
@@ -26,7 +26,7 @@ def classify(model: GPT2ForSequenceClassification, input_ids: Tensor, lengths: T
     x = dropout(x, config.embd_pdrop, model.training)
     for block in gpt2.h:
         last = lengths - 1 if block is gpt2.h[-1] else None
-        attended = attend(block.attn, block.ln_1(x), last)  # (B, T, C), in the last block (B, C)
+        attended = attend(block, x, last)  # (B, T, C), in the last block (B, C)
         if last is not None:
             x = x[torch.arange(len(x), device=x.device), last]  # (B, C)
         x = x + dropout(block.attn.c_proj(attended), config.resid_pdrop, model.training)
@@ -36,10 +36,18 @@ def classify(model: GPT2ForSequenceClassification, input_ids: Tensor, lengths: T
         return model.score(x.to(model.score.weight.dtype))  # (B, num_labels)
 
 
-def attend(attention: GPT2Attention, x: Tensor, last: Tensor | None = None) -> Tensor:
-    """Self-attention without its output projection: `(B, T, C)` -> `(B, T, C)`, or `(B, C)` at `last`."""
+def attend(block: GPT2Block, x: Tensor, last: Tensor | None = None) -> Tensor:
+    """Attention without its output projection: `(B, T, C)` -> `(B, T, C)`, or `(B, C)` at `last`."""
+    attention, (B, T, C) = block.attn, x.shape
+    prefix: Tensor | None = getattr(block, "prefix", None)  # (P, C)
+    if prefix is not None:  # one product for both, since a product's time goes to reading its weight
+        x = torch.cat([prefix.to(x.dtype), x.view(B * T, C)])  # (P + B T, C)
+    qkv = attention.c_attn(block.ln_1(x))
+    if prefix is not None:
+        prefix, qkv = qkv.split([len(prefix), B * T])
+        qkv = qkv.view(B, T, 3 * C)
     p = attention.attn_dropout.p if attention.training else 0.0
-    return causal_attention(attention.c_attn(x), attention.num_heads, attention.scaling, p, last)
+    return causal_attention(qkv, attention.num_heads, attention.scaling, p, last, prefix)
 
 
 def feed_forward(mlp: GPT2MLP, x: Tensor) -> Tensor:

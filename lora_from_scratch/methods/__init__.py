@@ -8,6 +8,7 @@ from lora_from_scratch.methods.head import Head
 from lora_from_scratch.methods.interface import Method, check
 from lora_from_scratch.methods.lora import LoRA
 from lora_from_scratch.methods.none import NoFineTuning
+from lora_from_scratch.methods.prefix import Prefix
 from lora_from_scratch.methods.prelayer import PreLayer
 
 METHODS: dict[str, Method] = {}
@@ -19,7 +20,7 @@ def register(method: Method) -> None:
     METHODS[check(method).name] = method
 
 
-for _method in (NoFineTuning(), Head(), Full(), LoRA(), PreLayer()):
+for _method in (NoFineTuning(), Head(), Full(), LoRA(), PreLayer(), Prefix()):
     register(_method)
 
 
