@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import GPT2ForSequenceClassification
 
@@ -91,6 +92,24 @@ def evaluate(
     reached = score(predictions, examples.labels, logits.shape[1], positive)
     memory = read_memory(device, reset)
     return Evaluation(precision, seconds, reached, predictions.tolist(), probabilities.tolist(), memory)
+
+
+def validate(
+    model: GPT2ForSequenceClassification,
+    examples: TokenizedExamples,
+    precision: torch.dtype,
+    plain: bool = False,
+) -> dict[str, float | None]:
+    """The mean cross entropy in nats and the accuracy in percent, as training notes them beside a step.
+
+    None where a logit is infinite or no number. Nothing is drawn, and the model stays as it is.
+    """
+    logits = predict_logits(model, examples, precision=precision, plain=plain)
+    loss = accuracy = None
+    if logits.isfinite().all():
+        loss = cross_entropy(logits, examples.labels).item()
+        accuracy = score(logits.argmax(dim=1), examples.labels, logits.shape[1]).accuracy
+    return {"validation_loss": loss, "validation_accuracy": accuracy}
 
 
 def score(predictions: Tensor, labels: Tensor, num_labels: int, positive: int | None = None) -> Score:
