@@ -66,9 +66,9 @@ class Ours:
     def train(self, sentences: Sentences) -> float:
         """Seconds of the loop. By itself it starts the peak of memory anew, and hides what came before it."""
         from lora_from_scratch.runs.execute import train_prepared
-        from lora_from_scratch.train import training
+        from lora_from_scratch.train import measure
 
-        with mock.patch.object(training, "reset_peak_memory", return_value=True):
+        with mock.patch.object(measure, "reset_peak_memory", return_value=True):
             return train_prepared(replace(self.prepared, train_examples=as_examples(sentences))).seconds
 
 

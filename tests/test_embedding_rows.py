@@ -39,6 +39,43 @@ def test_the_same_weights_as_with_every_row(method, tiny_examples):
     torch.testing.assert_close(model.transformer.wte.weight[20], unused * training.decay["wte"])
 
 
+@pytest.mark.parametrize("method", ["prelayer", "full"])
+def test_in_between_all_rows_are_there_as_training_every_row_has_them(method, tiny_examples):
+    """Decayed so far, the trained ones in their places; then training goes on with the few."""
+    torch.manual_seed(0)
+    config = tiny_config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    model = adapt(GPT2ForSequenceClassification(config), RunConfig(method=method)).double()
+    reference = copy.deepcopy(model)
+    options = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.3, "precision": torch.float32}
+    options["eval_every"] = 4
+
+    def embeddings(model: GPT2ForSequenceClassification, seen: list) -> None:
+        seen.append([getattr(model.transformer, name).weight.detach().clone() for name in ("wte", "wpe")])
+
+    expected, seen = [], []
+
+    def look(decay: dict[str, float]) -> dict[str, float]:
+        small = model.transformer.wte
+        with occurring.all_rows(decay):
+            embeddings(model, seen)
+        assert model.transformer.wte is small and len(small.weight) == 11
+        return {}
+
+    def reference_look(decay: dict[str, float]) -> dict[str, float]:
+        embeddings(reference, expected)
+        return {}
+
+    draw = torch.Generator().manual_seed(0)
+    train(reference, tiny_examples, **options, generator=draw, validate=reference_look)
+    with occurring_rows(model, tiny_examples) as occurring:
+        draw = torch.Generator().manual_seed(0)
+        training = train(model, occurring.examples, **options, generator=draw, validate=look)
+        occurring.decay = training.decay
+    assert len(seen) == len(expected) == 5
+    torch.testing.assert_close(seen, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", ["lora", "head"])
 def test_frozen_embeddings_stay_as_they_are(method, tiny_gpt2, tiny_examples):
     adapt(tiny_gpt2, RunConfig(method=method))

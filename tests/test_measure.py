@@ -11,6 +11,7 @@ import torch
 
 from lora_from_scratch.train import measure
 from lora_from_scratch.train.measure import (
+    PeakMemory,
     PhaseClock,
     count_parameters,
     read_memory,
@@ -117,6 +118,25 @@ def test_the_peak_is_that_of_the_run_where_it_can_be_started_anew():
     memory = read_memory(CPU)
     assert memory.kind == "resident" and whole - memory.peak_bytes > 250e6
     assert memory.peak_bytes == pytest.approx(memory.allocated_bytes, rel=0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_comes_and_goes_between_two_stretches_is_not_in_the_peak():
+    if not reset_peak_memory(CPU):
+        pytest.skip("this system does not start a peak anew")
+    memory, peaks = PeakMemory(CPU), []
+    for inside in (False, True):
+        memory.start()
+        if inside:
+            a_block().close()
+        memory.stop()
+        a_block().close()
+        peaks.append(memory.reading(gradients=3).peak_bytes)
+    memory.start()
+    memory.stop()
+    assert peaks[1] - peaks[0] > 250e6  # what was there for a moment, within
+    last = memory.reading(gradients=3)
+    assert last.peak_bytes == peaks[1] and last.parts == {"gradients": 3} and last.kind == "resident"
 
 
 @pytest.mark.parametrize("left", [{"status": "VmRSS:\t  100 kB\n"}, {}])

@@ -170,6 +170,22 @@ def test_the_picture_is_a_png_and_optional(result, monkeypatch):
     assert draw_training(record, metrics) is None
 
 
+def test_the_picture_shows_the_validation_where_there_was_one(result, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn, plot = {}, Axes.plot
+
+    def noted(self: Axes, x: object, y: object, **options: object) -> object:
+        drawn[options.get("label")] = (list(x), list(y))
+        return plot(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    record, metrics = result.as_dict(), result.training.metrics
+    assert draw_training(record, metrics) and "validation" not in drawn
+    looked = [{**metrics[0], "validation_loss": None}, {**metrics[1], "validation_loss": 0.5}]
+    assert draw_training(record, looked) and drawn["validation"] == ([2], [0.5])
+
+
 @pytest.mark.parametrize(
     ("dataset", "source"), [("sst2", "nyu-mll/glue"), ("you/reviews", "you/reviews"), ("d.csv", "d.csv")]
 )

@@ -205,6 +205,7 @@ def test_devices_and_precisions():
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"batch_size": -4}, "--batch-size must be at least 1, not -4"),
         ({"max_steps": 0}, "--max-steps must be at least 1"),
+        ({"eval_every": 0}, "--eval-every must be at least 1, not 0"),
         ({"limit_train": 0}, "--limit-train must be at least 1"),
         ({"max_length": 0}, "--max-length must be at least 1"),
         ({"lr": 0.0}, "--lr must be a positive number"),

@@ -1363,6 +1363,11 @@ AFTERWARDS = [
         head(files={"d.csv": TEN}),
     ),
     Case(
+        "measured every no steps",
+        "--eval-every 0",
+        "error: --eval-every must be at least 1, not 0",
+    ),
+    Case(
         "no token at all",
         EVALUATE + "--max-length 0",
         "error: --max-length must be at least 1, not 0",

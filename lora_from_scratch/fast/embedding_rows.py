@@ -9,10 +9,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.data.batches import TokenizedExamples
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """An embedding of which only some rows are trained, in a small one that stands in its place."""
+
+    whole: nn.Embedding
+    rows: Tensor  # which of its rows the small one holds
+    small: nn.Embedding
+
+    @torch.no_grad()
+    def put_back(self, weight: Tensor, decay: float) -> Tensor:
+        """The whole weight, in place: the small one's rows where they belong, the others decayed."""
+        weight.mul_(decay)
+        weight[self.rows] = self.small.weight
+        return weight
 
 
 @dataclass
@@ -21,6 +37,24 @@ class Occurring:
 
     examples: TokenizedExamples
     decay: Mapping[str, float] = field(default_factory=dict)  # by embedding
+    model: GPT2ForSequenceClassification | None = None
+    cuts: Mapping[str, _Cut] = field(default_factory=dict)  # by embedding
+
+    @contextmanager
+    def all_rows(self, decay: Mapping[str, float]) -> Iterator[None]:
+        """Within the block copies of the embeddings as they would be at the end, were that now, with `decay`.
+
+        Sentences of any tokens can be read then, under the ids of the tokenizer. What trains is put aside for
+        as long, and stays as it is.
+        """
+        for name, cut in self.cuts.items():
+            weight = cut.put_back(cut.whole.weight.detach().clone(), decay.get(name, 1.0))
+            setattr(self.model.transformer, name, nn.Embedding.from_pretrained(weight))
+        try:
+            yield
+        finally:
+            for name, cut in self.cuts.items():
+                setattr(self.model.transformer, name, cut.small)
 
 
 @contextmanager
@@ -32,18 +66,20 @@ def occurring_rows(model: GPT2ForSequenceClassification, examples: TokenizedExam
     """
     gpt2 = model.transformer
     rows = {"wte": examples.token_ids.unique(), "wpe": torch.arange(int(examples.lengths.max()))}
-    whole = {name: getattr(gpt2, name) for name in rows if getattr(gpt2, name).weight.requires_grad}
-    if "wte" in whole:
+    cuts = {}
+    for name, needed in rows.items():
+        whole = getattr(gpt2, name)
+        if whole.weight.requires_grad:
+            weight = whole.weight.detach()[needed]
+            cuts[name] = _Cut(whole, needed, nn.Embedding.from_pretrained(weight, freeze=False))
+    if "wte" in cuts:
         examples = replace(examples, token_ids=torch.searchsorted(rows["wte"], examples.token_ids))
-    for name, embedding in whole.items():
-        weight = embedding.weight.detach()[rows[name]]
-        setattr(gpt2, name, nn.Embedding.from_pretrained(weight, freeze=False))
-    occurring = Occurring(examples)
+    for name, cut in cuts.items():
+        setattr(gpt2, name, cut.small)
+    occurring = Occurring(examples, model=model, cuts=cuts)
     try:
         yield occurring
     finally:
-        for name, embedding in whole.items():
-            with torch.no_grad():
-                embedding.weight.mul_(occurring.decay.get(name, 1.0))
-                embedding.weight[rows[name]] = getattr(gpt2, name).weight
-            setattr(gpt2, name, embedding)
+        for name, cut in cuts.items():
+            cut.put_back(cut.whole.weight.detach(), occurring.decay.get(name, 1.0))
+            setattr(gpt2, name, cut.whole)

@@ -21,7 +21,12 @@ def draw_training(record: dict[str, object], metrics: Sequence[dict[str, float |
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     left.plot(range(1, len(losses) + 1), losses, color="0.8", linewidth=0.8, label="each step")
     left.plot(range(window, len(losses) + 1), smooth, color="C0", label=f"mean of {window} steps")
-    left.set(xlabel="step", ylabel="training loss (nats)")
+    seen = [
+        (row["step"], row["validation_loss"]) for row in metrics if row.get("validation_loss") is not None
+    ]
+    if seen:
+        left.plot(*zip(*seen, strict=True), color="C1", marker="o", markersize=3, label="validation")
+    left.set(xlabel="step", ylabel="loss (nats)" if seen else "training loss (nats)")
     left.legend()
     phases = record["phase_seconds"]
     bars = right.barh(list(phases), list(phases.values()), color="C0")

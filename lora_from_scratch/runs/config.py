@@ -58,6 +58,9 @@ class RunConfig:
     limit_train: int | None = flag(None, "train on N sentences, drawn at random", "N")
     epochs: int | None = flag(None, "passes over the sentences (default: 48,000 / sentences, from 2 to 32)")
     max_steps: int | None = flag(None, "stop after N steps", "N")
+    eval_every: int | None = flag(
+        None, "measure on the validation sentences every N steps and after the last one", "N"
+    )
     batch_size: int = flag(16, "sentences a step", "B")
     lr: float | None = flag(None, "peak learning rate (default: chosen by method; see docs/commands.md)")
     weight_decay: float = flag(0.01, "of matrices alone", "W")
@@ -87,7 +90,7 @@ class RunConfig:
                 raise UserError(f"--{name.replace('_', '-')} is empty; name one, or leave the flag out")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        counts = ("epochs", "batch_size", "max_length", "limit_train", "max_steps")
+        counts = ("epochs", "batch_size", "max_length", "limit_train", "max_steps", "eval_every")
         at_least_one(**{name: getattr(self, name) for name in counts})
         positive(lr=self.lr)
         if not 0 <= self.weight_decay < float("inf"):
@@ -110,10 +113,10 @@ class RunConfig:
         return {"method": common.pop("method"), **asdict(self.settings), **common}
 
     def default_folder(self) -> str:
-        """runs/METHOD, and each setting that is not the default: other settings, another folder."""
+        """runs/METHOD, and each setting that is not the default and bears on the result."""
         default = RunConfig(method=self.method, model="gpt2", dataset="sst2").as_dict()
         asked = {**self.as_dict(), "model": self.model or "gpt2", "dataset": self.dataset or "sst2"}
-        del asked["output_dir"]
+        del asked["output_dir"], asked["eval_every"]
         changed = [f"-{name.replace('_', '-')}-{_word(v)}" for name, v in asked.items() if v != default[name]]
         return f"runs/{self.method}{''.join(changed)}"
 

@@ -15,7 +15,7 @@ from lora_from_scratch.fast.switch import fast_training
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.prepare import Prepared, generator_for, prepare
 from lora_from_scratch.runs.record import run_record
-from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate, positive_id
+from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate, positive_id, validate
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.measure import tensor_bytes
 from lora_from_scratch.train.precision import DTYPES
@@ -83,6 +83,8 @@ def train_prepared(prepared: Prepared) -> Training | None:
     """Train what `prepare` made ready, fast or plain; None where the method trains nothing.
 
     Under bf16 fast training leaves the frozen weights rounded: `evaluate_prepared` puts the whole ones back.
+    `--eval-every` measures in training's own precision, over the weights as they are rounded then; so in fp32
+    its last figures are those of `evaluate_prepared`, in bf16 nearly.
     """
     config, model, examples = prepared.config, prepared.model, prepared.train_examples
     if not config.way.trains:
@@ -91,6 +93,11 @@ def train_prepared(prepared: Prepared) -> Training | None:
     precision = DTYPES[config.precision]
     plain = nullcontext(Occurring(examples))
     with plain if config.plain else fast_training(model, examples, precision) as occurring:
+
+        def validated(decay: dict[str, float]) -> dict[str, float | None]:
+            with occurring.all_rows(decay):
+                return validate(model, prepared.validation_examples, precision, config.plain)
+
         training = train(
             model,
             occurring.examples,
@@ -103,6 +110,8 @@ def train_prepared(prepared: Prepared) -> Training | None:
             max_steps=config.max_steps,
             groups=config.way.parameter_groups(model, config.weight_decay),
             forward=plain_classify if config.plain else fast_classify,
+            validate=validated if config.eval_every else None,
+            eval_every=config.eval_every,
         )
         occurring.decay = training.decay
     parts = {"weights": tensor_bytes(model.parameters()), **training.memory.parts}

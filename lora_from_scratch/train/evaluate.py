@@ -95,6 +95,24 @@ def evaluate(
     return Evaluation(precision, seconds, reached, loss, predictions.tolist(), probabilities.tolist(), memory)
 
 
+def validate(
+    model: GPT2ForSequenceClassification,
+    examples: TokenizedExamples,
+    precision: torch.dtype,
+    plain: bool = False,
+) -> dict[str, float | None]:
+    """The mean cross entropy in nats and the accuracy in percent, as training notes them beside a step.
+
+    None where a logit is infinite or no number. Nothing is drawn, and the model stays as it is.
+    """
+    logits = predict_logits(model, examples, precision=precision, plain=plain)
+    loss = accuracy = None
+    if logits.isfinite().all():
+        loss = cross_entropy(logits, examples.labels).item()
+        accuracy = score(logits.argmax(dim=1), examples.labels, logits.shape[1]).accuracy
+    return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+
 def score(predictions: Tensor, labels: Tensor, num_labels: int, positive: int | None = None) -> Score:
     """Accuracy and F1 of predicted label ids, both `(N,)`.
 

@@ -24,7 +24,8 @@ class Training:
     phases: dict[str, float]  # seconds of data, forward, backward, optimizer; empty where not measured
     memory: Memory
     decay: dict[str, float]  # what weight decay alone made of a row of wte or wpe without a gradient
-    metrics: list[dict[str, float | None]]  # one entry a step; no gradient norm where fp16 overflowed
+    # One entry a step; no gradient norm where fp16 overflowed, what was validated where it was.
+    metrics: list[dict[str, float | None]]
 
 
 class StepLog:
@@ -47,6 +48,14 @@ class StepLog:
         self._losses[len(self)], self._norms[len(self)] = step.loss, step.gradient_norm
         self._rows.append({"lr": step.lr, "sentences": len(lengths), "tokens": int(lengths.sum())})
         self._padded += len(lengths) * int(lengths.max())
+
+    def is_due(self, every: int) -> bool:
+        """Whether what is done every so many steps, and after the last one, is to be done now."""
+        return len(self) % every == 0 or len(self) == len(self._losses)
+
+    def add_validation(self, measured: dict[str, float | None]) -> None:
+        """Note what the model was measured to be after the last step."""
+        self._rows[-1] |= measured
 
     def recent_loss(self, lr: float) -> float:
         """The mean loss of the last steps; refuses to go on once it is no number."""

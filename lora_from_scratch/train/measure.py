@@ -4,7 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -118,6 +118,29 @@ def read_memory(device: torch.device, reset: bool = True, **parts: int) -> Memor
     if peak is None:
         reset, peak = False, _peak_of_process()
     return Memory("resident" if reset else "process", resident, peak, parts)
+
+
+class PeakMemory:
+    """What a loop occupies at most: `start()`, `stop()`, and both again for its next stretch.
+
+    What comes and goes between two stretches is left out, but on a CPU not what the allocator holds back of
+    it afterwards; and where the system keeps one peak for the life of a process, nothing is left out.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._reset, self._peaks = device, True, []
+
+    def start(self) -> None:
+        self._reset &= reset_peak_memory(self.device)
+
+    def stop(self) -> None:
+        self._last = read_memory(self.device, self._reset)
+        self._peaks.append(self._last.peak_bytes)
+
+    def reading(self, **parts: int) -> Memory:
+        """What was occupied at the last stop, and at most over all stretches."""
+        known = [peak for peak in self._peaks if peak is not None]
+        return replace(self._last, peak_bytes=max(known, default=None), parts=parts)
 
 
 def _status(key: str) -> int | None:
