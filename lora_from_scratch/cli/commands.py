@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lora_from_scratch.base.load import load_model
+from lora_from_scratch.cli import plans
 from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
@@ -141,6 +142,7 @@ def verify(adapter: Path, model: str | None) -> None:
 
 
 BY_NAME = {"predict": predict, "merge": merge, "evaluate": evaluate_dataset, "verify": verify}
+BY_NAME |= {"compare": plans.compare, "tune": plans.tune}
 
 
 def _probe() -> list[str]:

@@ -3,20 +3,26 @@
 A check returns the flags as the command takes them.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from lora_from_scratch.compare.plan import asked_for, in_order, strangers
+from lora_from_scratch.compare.rates import TUNED, Rates
 from lora_from_scratch.data.dataset import local_files
 from lora_from_scratch.data.files import open_table
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.methods.interface import positive
 from lora_from_scratch.runs import texts_to_label as sources
-from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.config import RECIPES, RunConfig
 from lora_from_scratch.runs.writable import RESULTS, check_new_file, check_place
 
 Flags = dict[str, object]
+OF_PLAN = ("seeds", "recipe", "rates", "reference", "margin")  # of many runs, not of each
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -43,8 +49,8 @@ def check_run(config: RunConfig, dry_run: bool) -> None:
 
 def check_command(name: str, flags: Flags) -> Flags:
     """A command's flags as it takes them. UserError for what can be known to be wrong with them."""
-    adapter = flags["adapter"]
-    if not adapter.is_dir():
+    adapter = flags.get("adapter")
+    if adapter is not None and not adapter.is_dir():
         raise UserError(f"--adapter {adapter}: no such folder; name the one that a run printed at its end")
     check = BY_NAME.get(name)
     return check(**flags) if check else flags
@@ -93,6 +99,44 @@ def _check_evaluate(adapter: Path, label_names: list[str] | None, **flags: objec
     return {"adapter": adapter, "label_names": label_names, "asked": asked}
 
 
+def _check_plan(methods: list[str], output_dir: Path, dry_run: bool, kind: str, **flags: object) -> Flags:
+    """The flags of a plan's own, and, as `flags`, those of its runs: a list of values each."""
+    own = {key: flags.pop(key) for key in OF_PLAN if key in flags}
+    for flag in strangers(methods, flags):
+        asked = f"--{flag.replace('_', '-')}"
+        warnings.warn(f"{asked} is no flag of --methods {' '.join(methods)}, and left out", stacklevel=2)
+    recipes = own.get("recipe", [None])
+    configs = [c for recipe in recipes for c in asked_for(methods, flags, RECIPES.get(recipe, {}))]
+    for config in {config.dataset: config for config in configs if config.dataset}.values():
+        _check_dataset(config.dataset, config.selection)
+    for seed in (seeds := own.get("seeds", [])):
+        RunConfig(seed=seed)
+    if len(set(seeds)) < len(seeds):
+        raise UserError("--seeds names a seed twice: its run would count twice; name it once")
+    positive(margin=own.get("margin"))
+    if TUNED in recipes:
+        Rates(own["rates"])
+    if not dry_run:
+        _check_plans_folder(output_dir, kind)
+    own |= {"methods": in_order(methods), "output_dir": output_dir, "dry_run": dry_run}
+    return {**own, "flags": flags}
+
+
+def _check_plans_folder(folder: Path, kind: str) -> None:
+    check_place(folder)
+    for name in (RESULTS, "rates.json"):
+        try:
+            found = json.loads((folder / name).read_bytes())["kind"]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            found = None
+        if found != kind:
+            raise UserError(
+                f"--output-dir {quoted(folder, length=60)} holds a {name} of another kind; name another"
+            )
+
+
 def _check_dataset(name: str, selection: Selection, whole: bool = False) -> None:
     for flag in ("train_split", "validation_split"):
         if getattr(selection, flag) and Path(name).is_file():
@@ -111,4 +155,6 @@ BY_NAME: dict[str, Callable[..., Flags]] = {
     "predict": _check_predict,
     "merge": _check_merge,
     "evaluate": _check_evaluate,
+    "compare": partial(_check_plan, kind="comparison"),
+    "tune": partial(_check_plan, kind="rates"),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from lora_from_scratch.cli.one_line import nearest, one_line
+from lora_from_scratch.compare.rates import FILE, TUNED
 from lora_from_scratch.errors import quoted
 from lora_from_scratch.methods import DEFAULT, METHODS
 from lora_from_scratch.runs.config import PRECISIONS, RECIPES, RunConfig
@@ -18,7 +19,12 @@ COMMANDS = {
     "merge": "Write a plain transformers checkpoint that needs neither this project nor PEFT.",
     "evaluate": "Measure an adapted model on labelled sentences.",
     "verify": "Compare with PEFT: it reads our files, we read its.",
+    "compare": "Run methods x seeds x settings, and say what the differences are worth. Flags take lists.",
+    "tune": "Find each method's learning rate on sentences held out of train. Flags take lists.",
 }
+PLANS = {"compare": Path("runs/compare"), "tune": Path("runs/tune")}  # commands of many runs, their folders
+RATES = PLANS["tune"] / FILE
+COMPARED = (*RECIPES, TUNED)  # recipes of a comparison
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -104,8 +110,10 @@ def run_parser() -> argparse.ArgumentParser:
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:
-    """The flags of what can be done with what a run left."""
+    """The flags of a command."""
     parser = OneLineParser(prog=f"{RUN} {command}", description=COMMANDS[command], allow_abbrev=False)
+    if command in PLANS:
+        return _plan_parser(parser, command)
     add = parser.add_argument
     add("--adapter", type=Path, required=True, metavar="RUN", help="the folder of a run, or of PEFT's files")
     add("--model", metavar="BASE", help="its base (default: the one that the files name)")
@@ -139,22 +147,74 @@ def command_parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
+    """The flags of many runs: those of a run, with a list of values each, and the plan's own."""
+    add, compares, names = parser.add_argument, command == "compare", f"{{{','.join(METHODS)}}}"
+    trained = [name for name, method in METHODS.items() if compares or method.trains]
+    add("--methods", nargs="+", type=one_of(trained), default=trained, metavar=names, help="(default: all)")
+    if compares:
+        add("--seeds", nargs="+", type=int, default=(0, 1, 2), metavar="SEED", help="(default: 0 1 2)")
+        recipes = {"nargs": "+", "type": one_of(COMPARED), "metavar": f"{{{','.join(COMPARED)}}}"}
+        about = "published: the published table's; tuned: each method's rate from --rates"
+        add("--recipe", **recipes, default=[None], help=about)
+        add("--rates", type=Path, default=RATES, metavar="FILE", help=f"of run.py tune (default: {RATES})")
+        add("--reference", metavar="LABEL", help="whom the others are compared with (default: lora)")
+        add("--margin", type=float, metavar="POINTS", help="differences within it are called equivalent")
+    add(
+        "--output-dir",
+        type=Path,
+        default=PLANS[command],
+        metavar="FOLDER",
+        help=f"(default: {PLANS[command]})",
+    )
+    add("--dry-run", action="store_true", help="show the plan, run nothing")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    group = parser.add_argument_group("of every run, each with one value or several")
+    left_out = {"method", "settings", "seed", "output_dir", *(() if compares else ("lr",))}
+    _add_flags(group, RunConfig, RunConfig.__dataclass_fields__.keys() - left_out, several=True)
+    seen: set[str] = set()
+    for name, method in METHODS.items():
+        own = method.Settings.__dataclass_fields__.keys()
+        _add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen, several=True)
+        seen |= own
+    return parser
+
+
+def _yes_or_no(word: str) -> bool:
+    if word not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"takes yes and no, not {quoted(word)}")
+    return word == "yes"
+
+
+def _parts(word: str) -> tuple[str, ...]:
+    return tuple(word.split(","))
+
+
 def _choice(names: Iterable[str]) -> dict[str, object]:
     return {"type": one_of(names), "metavar": f"{{{','.join(names)}}}"}
 
 
-def _add_flags(group: argparse._ActionsContainer, owner: type, names: Set[str]) -> None:
-    """A flag for each of the named fields of a dataclass; what is not given is not in what is parsed."""
+def _add_flags(
+    group: argparse._ActionsContainer, owner: type, names: Set[str], several: bool = False
+) -> None:
+    """A flag for each of the named fields of a dataclass; what is not given is not in what is parsed.
+
+    With `several` each takes a list: of yes and no for a switch, of lists parted by commas for a list.
+    """
     for name, kind in get_type_hints(owner).items():
         if name in names:
             field = owner.__dataclass_fields__[name]
             options, text, shown = dict(field.metadata["options"]), field.metadata["help"], field.default
-            if "tuple" in str(kind):
+            is_list = "tuple" in str(kind)
+            if is_list:
                 options["nargs"] = "+"
-                shown = shown and " ".join(map(str, shown))
+                shown = shown and ("," if several else " ").join(map(str, shown))
             while inner := get_args(kind):  # int of `int | None`, str of `tuple[str, ...]`
                 kind = inner[0]
             choices = options.pop("choices", None)
+            if several:
+                kind = _parts if is_list else _yes_or_no if kind is bool else kind
+                options |= {"nargs": "+"}
             options |= {"action": "store_true"} if kind is bool else {"type": kind}
             options |= _choice(choices) if choices else {}
             if shown is not None and shown is not False:

@@ -16,13 +16,14 @@ from lora_from_scratch.report.tables import (
     shown,
 )
 from lora_from_scratch.runs.prepare import Prepared, generator_for
+from lora_from_scratch.runs.sources import Sources
 from lora_from_scratch.train.evaluate import baseline, class_counts
 from lora_from_scratch.train.measure import count_parameters
 
 PARTS = {"wte": "token embeddings", "wpe": "position embeddings", "score": "head"}  # others: blocks
 
 
-def banner(prepared: Prepared) -> str:
+def banner(prepared: Prepared | Sources) -> str:
     """Says in plain sight what stands in for GPT-2 or SST-2."""
     missing = " and ".join(prepared.substituted)
     reasons = ", ".join(dict.fromkeys(prepared.substituted.values()))

@@ -1,0 +1,129 @@
+"""The commands of many runs: compare and tune."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lora_from_scratch.compare import plan
+from lora_from_scratch.compare.cells import DONE, Cells, key_of
+from lora_from_scratch.compare.going import Going
+from lora_from_scratch.compare.held_out import with_held_out
+from lora_from_scratch.compare.plan import Cell
+from lora_from_scratch.compare.rates import FILE, TUNED, Rates
+from lora_from_scratch.compare.shared import Shared
+from lora_from_scratch.compare.summary import comparison, reference_among
+from lora_from_scratch.compare.tune import Tuning
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.formats.whole_files import write_whole
+from lora_from_scratch.report import page, rates_picture, screen
+from lora_from_scratch.report.exports import comparison_markdown
+from lora_from_scratch.runs.config import RECIPES, RunConfig
+from lora_from_scratch.runs.writable import RESULTS
+
+Values = Mapping[str, Sequence[object]]
+
+
+def compare(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    recipe: Sequence[str | None],
+    rates: Path,
+    flags: Values,
+    output_dir: Path,
+    dry_run: bool,
+    reference: str | None = None,
+    margin: float | None = None,
+) -> None:
+    """Run the plan as far as it is not done, and write results.json, the page, its pictures and tables.
+
+    UserError where three equal failures in a row ended it; what there is by then is written all the same.
+    """
+    shared = Shared()
+    going = Going(Cells(output_dir), shared)
+    configs = [c for one in recipe for c in _configs(going, methods, flags, one, rates)]
+    variants = plan.named(configs)
+    cells = list(plan.cells(variants, seeds))
+    reference = reference_among(variants, reference)
+    _tell(going, cells, f"{len(variants)} variants x {len(seeds)} seeds, compared with {reference}", shared)
+    if dry_run:
+        return
+    going.through(cells, "compare")
+    found = comparison(going, variants, seeds, _command(), reference, margin)
+    write_whole(output_dir / RESULTS, json.dumps(found, indent=1).encode() + b"\n")
+    written = page.write_comparison(found, output_dir)
+    print(f"\n{comparison_markdown(found)}")
+    print(f"done        {found['done']} of {found['planned']} runs, {found['failed']} failed")
+    print(f"written     {output_dir}: {', '.join([RESULTS, *written])}")
+    _end(going, output_dir)
+
+
+def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool) -> None:
+    """Choose the learning rate of each method and setting on held-out sentences; write rates.json."""
+    shared = Shared(with_held_out)
+    going = Going(Cells(output_dir), shared)
+    configs = [c for c in _configs(going, methods, flags, None, None) if c.way.trains]
+    tuning = Tuning(going, plan.named(configs))
+    held_out = shared(configs[0]).dataset.validation_name
+    _tell(going, [], f"{tuning.budget()}, judged by the loss on {held_out}", shared)
+    if dry_run:
+        return
+    tuning.run()
+    found = tuning.record(_command(), shared.data_fingerprint(configs[0]))
+    write_whole(output_dir / FILE, json.dumps(found, indent=1).encode() + b"\n")
+    written = [FILE]
+    if picture := rates_picture.draw(found):
+        write_whole(output_dir / "rates.png", picture)
+        written.append("rates.png")
+    for variant in found["variants"]:
+        rate = "no rate yet" if variant["chosen"] is None else f"lr {variant['chosen']:g}"
+        print(f"{variant['label']:30} {rate}")
+    print(f"runs        {found['budget']}")
+    print(f"written     {output_dir}: {', '.join(written)}")
+    _end(going, output_dir)
+
+
+def _configs(
+    going: Going, methods: Sequence[str], flags: Values, recipe: str | None, rates: Path | None
+) -> list[RunConfig]:
+    """What is asked, with every open choice filled in."""
+    asked = plan.asked_for(methods, flags, RECIPES.get(recipe, {}))
+    configs = [going.sources.decided(config) for config in asked]
+    if recipe == TUNED and "lr" not in flags:
+        tuned = Rates(rates)
+        configs = [_at_tuned_rate(config, tuned, going) for config in configs]
+    return configs
+
+
+def _at_tuned_rate(config: RunConfig, tuned: Rates, going: Going) -> RunConfig:
+    found = going.sources.data_fingerprint(config)
+    return replace(config, lr=tuned.rate(config, {**going.digest(config), "data": found}))
+
+
+def _tell(going: Going, cells: Sequence[Cell], what: str, shared: Shared) -> None:
+    for sources in shared.found():
+        if sources.substituted:
+            print(screen.banner(sources))
+    print(f"plan        {what}", flush=True)
+    if cells:
+        known = [going.cells.read(key_of(cell.config, going.digest(cell.config))) for cell in cells]
+        done = sum(one is not None and one["status"] == DONE for one in known)
+        labels = "; ".join(dict.fromkeys(cell.variant.label for cell in cells))
+        print(f"            {labels}\nruns        {len(cells)} planned, {done} done", flush=True)
+
+
+def _end(going: Going, folder: Path) -> None:
+    """How it ended, where that was before the plan's end."""
+    failed = [f"{cell}: {one['error']}" for cell, one in going.outcomes.items() if one["status"] != DONE]
+    for line in failed:
+        print(f"warning: {line}", file=sys.stderr)
+    if going.stopped == "interrupted":
+        raise KeyboardInterrupt(f"; what is done is in {folder}, and the same command goes on from there")
+    if going.stopped:
+        raise UserError(f"{going.stopped}; mend that and start the same command again")
+
+
+def _command() -> str:
+    return shlex.join(["python", "run.py", *sys.argv[1:]])

@@ -1,0 +1,101 @@
+"""What a run of a comparison leaves: one JSON file, named by the hash of all that it depends on.
+
+So a finished run is never repeated, and one that another code, base, dataset or setting made is never taken
+for it. Each file appears whole; what was killed leaves none.
+"""
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+
+from lora_from_scratch.base.fingerprint import fingerprints
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.formats.whole_files import write_whole
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.sources import Sources
+from lora_from_scratch.version import __version__
+
+FOLDER = "cells"
+DONE, FAILED = "done", "failed"
+PACKAGE = Path(__file__).parents[1]
+ROOMS = ("core", "methods", "fast", "data", "base", "train", "runs")  # what computes a run's figures
+
+
+class Cells:
+    """The cells of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / FOLDER
+
+    def read(self, key: dict[str, object]) -> dict[str, object] | None:
+        """What the run of this key left, if it has been there and can be read."""
+        try:
+            cell = json.loads(self._path(key).read_bytes())
+            return cell if cell["key"] == _plain(key) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, key: dict[str, object], cell: dict[str, object]) -> dict[str, object]:
+        """Keep what it left. UserError if it cannot be written, to a full disk for instance."""
+        cell = {"key": _plain(key), **cell}
+        try:
+            write_whole(self._path(key), json.dumps(cell, indent=1).encode() + b"\n")
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written: {error.strerror}; make room there") from error
+        return cell
+
+    def _path(self, key: dict[str, object]) -> Path:
+        digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.json"
+
+
+def key_of(config: RunConfig, sources_digest: dict[str, str]) -> dict[str, object]:
+    """All that the figures of a run depend on: its settings, each decided, what it is made from, the code."""
+    settings = {name: value for name, value in config.as_dict().items() if name != "output_dir"}
+    return {"config": settings, "sources": sources_digest, "code": code_version()}
+
+
+def digest_of(sources: Sources) -> dict[str, str]:
+    """Digests of the sentences, the base and its tokenizer; a drawn head counts by how it is drawn."""
+    of_base = fingerprints(sources.base(0), sources.tokenizer, ())
+    return {"data": sources.dataset.fingerprint(), **of_base}
+
+
+@cache
+def code_version() -> dict[str, str]:
+    """The versions of this package and its libraries, and a digest of the code that computes figures.
+
+    Comments and docstrings are not part of it: a run is not repeated because they were mended.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (PACKAGE / room).glob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {_meaning(path)}".encode())
+    libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"version": __version__, "digest": digest.hexdigest(), **libraries}
+
+
+def _meaning(path: Path) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [part for part in body if not _is_text(part)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _plain(value: object) -> object:
+    """A value as JSON gives it back, with numbers in one spelling: 16 and 16.0, 1e-5 and 0.00001 are one."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
