@@ -1,6 +1,5 @@
 """The commands of many runs: compare and tune."""
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from lora_from_scratch.formats.whole_files import write_whole
 from lora_from_scratch.report import page, rates_picture, screen
 from lora_from_scratch.report.exports import comparison_markdown
 from lora_from_scratch.runs.config import RECIPES, RunConfig
+from lora_from_scratch.runs.record import as_json
 from lora_from_scratch.runs.writable import RESULTS
 
 Values = Mapping[str, Sequence[object]]
@@ -52,7 +52,7 @@ def compare(
         return
     going.through(cells, "compare")
     found = comparison(going, variants, seeds, _command(), reference, margin)
-    write_whole(output_dir / RESULTS, json.dumps(found, indent=1).encode() + b"\n")
+    write_whole(output_dir / RESULTS, as_json(found))
     written = page.write_comparison(found, output_dir)
     print(f"\n{comparison_markdown(found)}")
     print(f"done        {found['done']} of {found['planned']} runs, {found['failed']} failed")
@@ -72,7 +72,7 @@ def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool)
         return
     tuning.run()
     found = tuning.record(_command(), shared.data_fingerprint(configs[0]))
-    write_whole(output_dir / FILE, json.dumps(found, indent=1).encode() + b"\n")
+    write_whole(output_dir / FILE, as_json(found))
     written = [FILE]
     if picture := rates_picture.draw(found):
         write_whole(output_dir / "rates.png", picture)

@@ -17,6 +17,7 @@ from lora_from_scratch.base.fingerprint import fingerprints
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.whole_files import write_whole
 from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.record import as_json
 from lora_from_scratch.runs.sources import Sources
 from lora_from_scratch.version import __version__
 
@@ -41,13 +42,13 @@ class Cells:
             return None
 
     def write(self, key: dict[str, object], cell: dict[str, object]) -> dict[str, object]:
-        """Keep what it left. UserError if it cannot be written, to a full disk for instance."""
-        cell = {"key": _plain(key), **cell}
+        """Keep what it left; returns it as it will be read. UserError if there is no room for it."""
+        text = as_json({"key": _plain(key), **cell})
         try:
-            write_whole(self._path(key), json.dumps(cell, indent=1).encode() + b"\n")
+            write_whole(self._path(key), text)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error.strerror}; make room there") from error
-        return cell
+        return json.loads(text)
 
     def _path(self, key: dict[str, object]) -> Path:
         digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()
@@ -89,7 +90,9 @@ def _meaning(path: Path) -> str:
 
 def _is_text(statement: ast.stmt) -> bool:
     value = getattr(statement, "value", None)
-    return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return (
+        isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+    )
 
 
 def _plain(value: object) -> object:

@@ -21,6 +21,8 @@ from lora_from_scratch.train.device import environment
 
 RECORD = 1  # the version of what is made here
 Record = dict[str, object]
+# Variants are compared where they answer the same sentences.
+OF_DATA = ("dataset", "validation_split", "text_column", "label_column", "drop_blank", "positive_class")
 
 
 def comparison(
@@ -32,8 +34,10 @@ def comparison(
     margin: float | None,
 ) -> Record:
     """What results.json of a comparison holds, and the page shows."""
-    datasets = dict.fromkeys(variant.config.dataset for variant in variants)
-    tables = [_dataset(going, _of(name, variants), seeds, reference, margin) for name in datasets]
+    groups: dict[tuple, list[Variant]] = {}
+    for variant in variants:
+        groups.setdefault(tuple(getattr(variant.config, name) for name in OF_DATA), []).append(variant)
+    tables = [_dataset(going, group, seeds, reference, margin) for group in groups.values()]
     runs = [run for table in tables for variant in table["variants"] for run in variant["runs"]]
     common = variants[0].config.as_dict()
     common = {
@@ -71,10 +75,6 @@ def reference_among(variants: Sequence[Variant], asked: str | None) -> str:
     return asked or [*first, *trained, *labels][0]
 
 
-def _of(dataset: str, variants: Sequence[Variant]) -> list[Variant]:
-    return [variant for variant in variants if variant.config.dataset == dataset]
-
-
 def _dataset(
     going: Going, variants: Sequence[Variant], seeds: Sequence[int], reference: str, margin: float | None
 ) -> Record:
@@ -89,9 +89,14 @@ def _dataset(
     rows = [_variant(going, v, runs[v.label], correct.get(v.label)) for v in variants]
     compared = _compared(variants, correct, reference, margin)
     means = {row["label"]: row["accuracy"]["mean"] for row in rows if row["accuracy"]}
-    record = next((one["record"] for one in _outcomes(going, variants, seeds) if one["status"] == DONE), None)
+    records = [
+        one["record"]
+        for cell, one in going.outcomes.items()
+        if cell.variant in variants and one["status"] == DONE
+    ]
+    record = records[0] if records else None
     return {
-        "model": record["model"] if record else sources.model_name,
+        "model": " and ".join(dict.fromkeys(one["model"] for one in records)) or sources.model_name,
         "name": record["dataset"] if record else sources.dataset_name,
         "validation_name": sources.dataset.validation_name,
         "label_names": sources.dataset.label_names,
@@ -130,12 +135,6 @@ def _as_row(one: verdicts.Comparison) -> Record:
     }
     words = {"verdict": one.verdict, "sentence": one.sentence, "advice": one.advice}
     return {"a": one.a, "b": one.b, **numbers, **words}
-
-
-def _outcomes(going: Going, variants: Sequence[Variant], seeds: Sequence[int]) -> list[Record]:
-    wanted = {variant.label for variant in variants}
-    found = going.outcomes.items()
-    return [one for cell, one in found if cell.variant.label in wanted and cell.seed in seeds]
 
 
 def _runs(going: Going, variant: Variant, seeds: Sequence[int]) -> list[Record]:

@@ -144,7 +144,7 @@ class Tuning:
         counts = {label: sum(map(len, rates.values())) for label, rates in self.losses.items()}
         runs = ", ".join(f"{label} {count}" for label, count in counts.items())
         asked = f"{RATES} rates (up to {MOST}) with one seed, the best {BEST} with {len(SEEDS) - 1} more"
-        return f"for each {asked}; runs: {runs}"
+        return f"for each {asked}" + (f"; runs: {runs}" if runs else "")
 
     def _variant(self, variant: Variant) -> dict[str, object]:
         losses = self.losses[variant.label]

@@ -76,7 +76,7 @@ def _steps(
     """Take a step for each batch of indices, into the log and onto a bar."""
     device = state.model.score.weight.device
     batches = (pad_batch(examples, indices).to(device) for indices in order)
-    with tqdm(total=sum(map(len, order)), desc="train", unit=" sentences") as bar:
+    with tqdm(total=sum(map(len, order)), desc="train", unit=" sentences", leave=None) as bar:
         for indices, step in zip(order, loop.train(state, batches, clock.lap), strict=True):
             log.add(step, examples.lengths[indices])
             if log.is_due(LOOK_EVERY):

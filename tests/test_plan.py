@@ -1,0 +1,332 @@
+"""A plan of runs and its cells: what is run, what is believed, what happens when a run fails or is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_from_scratch.compare import cells as of_cells
+from lora_from_scratch.compare import going as of_going
+from lora_from_scratch.compare.cells import Cells, code_version, digest_of, key_of
+from lora_from_scratch.compare.going import Going, thinned
+from lora_from_scratch.compare.plan import Cell, Variant, asked_for, cells, named, strangers
+from lora_from_scratch.compare.shared import Shared
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.methods import METHODS
+from lora_from_scratch.runs.config import RECIPES, RunConfig
+from lora_from_scratch.runs.execute import run
+from lora_from_scratch.runs.prepare import prepare
+from lora_from_scratch.runs.sources import find_sources
+
+ROOT = Path(__file__).parents[1]
+REVIEWS = "".join(
+    f"{word} film number {i},{label}\n" for i in range(15) for word, label in (("good", 1), ("dull", 0))
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    """30 rows, of which 3 are held out: a run takes less than a second."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    path.write_text("text,label\n" + REVIEWS, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def quick(dataset) -> RunConfig:
+    return RunConfig(model="bundled", dataset=dataset, device="cpu", precision="fp32", max_steps=2, rank=2)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Shared:
+    return Shared()
+
+
+def plan_of(quick: RunConfig, shared: Shared, *methods: str, seeds: tuple[int, ...] = (0,)) -> list[Cell]:
+    flags = {"model": [quick.model], "dataset": [quick.dataset], "max_steps": [2], "precision": ["fp32"]}
+    return list(cells(named(map(shared.decided, asked_for(methods, flags, {}))), seeds))
+
+
+def test_every_combination_of_a_methods_own_flags_is_planned():
+    flags = {"rank": [1, 4], "lr": [1e-3, 2e-3, 3e-3], "prefix_length": [5, 6]}
+    found = asked_for(["none", "head", "lora", "prefix"], flags, {})
+    counts = {name: sum(config.method == name for config in found) for name in METHODS}
+    assert counts == {"none": 1, "head": 3, "full": 0, "lora": 6, "prelayer": 0, "prefix": 6}
+    assert {(c.settings.rank, c.lr) for c in found if c.method == "lora"} == {
+        (rank, lr) for rank in flags["rank"] for lr in flags["lr"]
+    }
+
+
+def test_flags_go_before_a_recipe_and_a_recipe_before_defaults():
+    (config,) = asked_for(["lora"], {"batch_size": [8]}, RECIPES["published"])
+    assert (config.batch_size, config.lr, config.epochs, config.max_length) == (8, 2e-4, 2, 128)
+
+
+def test_flags_of_no_planned_method_are_known():
+    assert strangers(["head", "full"], ["rank", "lr", "dataset"]) == ["rank"]
+    assert strangers(["none"], ["lr"]) == ["lr"] and not strangers(["none", "lora"], ["lr", "rank"])
+
+
+def test_a_label_names_what_differs_within_a_method():
+    flags = {"rank": [1, 4], "alpha": [16.0], "target_modules": [("attn.c_attn", "mlp.c_fc")]}
+    variants = named(asked_for(["lora", "head"], flags, {}))
+    assert [v.label for v in variants] == ["lora, rank 1", "lora, rank 4", "head"]
+    assert [v.differs for v in variants] == [{"rank": 1}, {"rank": 4}, {}]
+
+
+def test_what_comes_to_the_same_is_run_once():
+    twice = asked_for(["lora"], {"lr": [1e-5, 0.00001], "seed": [0, 1]}, {})
+    assert len(twice) == 4 and len(named(twice)) == 1
+
+
+def test_methods_take_turns_within_a_seed():
+    variants = named(asked_for(["head", "lora"], {}, {}))
+    assert [str(cell) for cell in cells(variants, [3, 4])] == [
+        "head, seed 3", "lora, seed 3", "head, seed 4", "lora, seed 4"
+    ]  # fmt: skip
+
+
+def test_shared_sources_give_the_run_that_one_alone_gives(quick, shared):
+    """A base loaded once and copied, tokens made once: not a bit differs from a run by itself."""
+    for config in (quick, replace(quick, method="full", seed=1, limit_train=10)):
+        alone = run(config)
+        for _ in range(2):  # the second after a first one has trained on its copy
+            prepared = prepare(config, shared(config))
+            among = of_going.execute(prepared)
+            assert among.evaluation.probabilities == alone.evaluation.probabilities
+            for name, parameter in alone.prepared.model.named_parameters():
+                assert torch.equal(parameter, prepared.model.get_parameter(name)), name
+            assert among.as_dict()["config"] == alone.as_dict()["config"]
+
+
+def test_the_base_is_loaded_once_and_the_sentences_are_tokenised_once(quick, monkeypatch):
+    from lora_from_scratch.runs import sources
+
+    counts = {"load_headless": 0, "tokenize": 0}
+
+    def counting(name, function):
+        def counted(*arguments, **options):
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return counted
+
+    monkeypatch.setattr(sources.base, "load_headless", counting("load_headless", sources.base.load_headless))
+    monkeypatch.setattr(sources, "tokenize", counting("tokenize", sources.tokenize))
+    shared = Shared()
+    for method in ("lora", "head", "full"):
+        for seed in (0, 1):
+            prepare(replace(quick, method=method, seed=seed), shared(quick))
+    assert counts == {"load_headless": 1, "tokenize": 2}  # train and validation
+
+
+def test_random_weights_are_drawn_by_the_seed_in_a_comparison_too(quick):
+    config = replace(quick, random_init=True, method="none")
+    sources = find_sources(config, keep=True)
+    for seed in (0, 1):
+        alone = prepare(replace(config, seed=seed)).model
+        among = prepare(replace(config, seed=seed), sources).model
+        assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), among.parameters(), strict=True))
+
+
+@pytest.fixture
+def key(quick, shared) -> dict[str, object]:
+    return key_of(shared.decided(quick), digest_of(shared(quick)))
+
+
+def test_a_cell_is_read_back_by_its_key_alone(tmp_path, key):
+    cells = Cells(tmp_path)
+    written = cells.write(key, {"status": "done", "seconds": 1.5})
+    assert cells.read(json.loads(json.dumps(key))) == written
+    (file,) = (tmp_path / "cells").iterdir()
+    assert len(file.stem) == 32
+    file.write_text(file.read_text(encoding="utf-8").replace('"seed": 0', '"seed": 7'), encoding="utf-8")
+    assert cells.read(key) is None, "its name fits, what it says does not"
+    file.write_text("{", encoding="utf-8")
+    assert cells.read(key) is None
+
+
+def test_everything_that_a_run_depends_on_is_in_its_key(tmp_path, quick, shared, key, monkeypatch):
+    cells, decided = Cells(tmp_path), shared.decided(quick)
+    digest = digest_of(shared(quick))
+    cells.write(key, {"status": "done"})
+    for changes in (
+        {"rank": 3},
+        {"seed": 1},
+        {"lr": 1e-5},
+        {"precision": "bf16"},
+        {"plain": True},
+        {"eval_every": 1},
+    ):
+        assert cells.read(key_of(replace(decided, **changes), digest)) is None, changes
+    for part in digest:
+        assert cells.read(key_of(decided, {**digest, part: "another"})) is None, part
+    assert cells.read(key_of(replace(decided, output_dir="elsewhere"), digest)), (
+        "where it lands changes nothing"
+    )
+    version = {**code_version(), "digest": "another"}
+    monkeypatch.setattr(of_cells, "code_version", lambda: version)
+    assert cells.read(key_of(decided, digest)) is None
+
+
+def test_numbers_have_one_spelling(tmp_path, quick, shared):
+    cells, digest = Cells(tmp_path), digest_of(shared(quick))
+    cells.write(key_of(replace(quick, alpha=16, lr=1e-5), digest), {"status": "done"})
+    assert cells.read(key_of(replace(quick, alpha=16.0, lr=0.00001), digest))
+
+
+def test_the_code_counts_and_its_comments_do_not(tmp_path, monkeypatch):
+    package = tmp_path / "lora_from_scratch"
+    (package / "core").mkdir(parents=True)
+    file = package / "core" / "lora.py"
+    monkeypatch.setattr(of_cells, "PACKAGE", package)
+
+    def digest(text: str) -> str:
+        file.write_text(text, encoding="utf-8")
+        code_version.cache_clear()
+        return code_version()["digest"]
+
+    first = digest('"""A layer."""\ndef f(x):\n    """Twice."""\n    return 2 * x  # why\n')
+    assert digest('"""The layer."""\n\n\ndef f(x):\n    """Two times."""\n    return 2 * x\n') == first
+    assert digest("def f(x):\n    return 3 * x\n") != first
+    monkeypatch.undo()
+    code_version.cache_clear()
+
+
+def test_a_plan_is_gone_through_once(tmp_path, quick, shared):
+    plan = plan_of(quick, shared, "none", "lora", seeds=(0, 1))
+    going = Going(Cells(tmp_path), shared)
+    going.through(plan, "test")
+    assert list(going.outcomes) == plan and all(one["status"] == "done" for one in going.outcomes.values())
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert len(files) == 4
+
+    again = Going(Cells(tmp_path), shared)
+    again.through(plan, "test")
+    assert again.outcomes == going.outcomes
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == files
+
+    outcome = going.outcomes[plan[-1]]
+    alone = run(plan[-1].config).as_dict()
+    assert outcome["record"]["evaluation"]["predictions"] == alone["evaluation"]["predictions"]
+    assert outcome["record"]["evaluation"]["loss"] == alone["evaluation"]["loss"]
+    assert [step for step, _ in outcome["losses"]] == [1, 2] and outcome["validation"] == []
+    assert len(outcome["load_average"]) == 2 and outcome["seconds"] > 0
+    assert outcome["accounted"].keys() == {"weights", "gradients", "moments", "activations"}
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Runs that fail as told, by label; returns the list of those that were tried."""
+    tried: list[str] = []
+
+    def go(errors: dict[str, Exception]):
+        def execute(prepared):
+            tried.append(f"{prepared.config.method} {prepared.config.seed}")
+            if error := errors.get(prepared.config.method):
+                raise error
+            return original(prepared)
+
+        original = of_going.execute
+        monkeypatch.setattr(of_going, "execute", execute)
+        return tried
+
+    return go
+
+
+def test_a_failing_run_is_noted_and_the_others_go_on(tmp_path, quick, shared, failing):
+    failing({"head": UserError("the loss is nan after 20 steps"), "lora": RuntimeError("of ours\nand more")})
+    going = Going(Cells(tmp_path), shared)
+    plan = plan_of(quick, shared, "head", "lora", "none")
+    going.through(plan, "test")
+    assert going.stopped is None
+    errors = [one.get("error") for one in going.outcomes.values()]
+    assert errors == ["the loss is nan after 20 steps", "RuntimeError: of ours", None]
+
+
+def test_a_loss_that_is_no_number_is_a_failure(tmp_path, quick, shared):
+    asked = asked_for(["lora"], {"lr": [1e30], "model": ["bundled"], "dataset": [quick.dataset]}, {})
+    (cell,) = cells(named(map(shared.decided, asked)), [0])
+    going = Going(Cells(tmp_path), shared)
+    going.through([cell], "test")
+    assert going.outcomes[cell]["status"] == "failed" and "--lr 1e+30" in going.outcomes[cell]["error"]
+
+
+def test_what_failed_is_tried_again_and_what_is_done_is_not(tmp_path, quick, shared, failing):
+    plan = plan_of(quick, shared, "head", "none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_going, "execute", lambda prepared: (_ for _ in ()).throw(OSError("a full disk")))
+        Going(Cells(tmp_path), shared).through(plan[:1], "test")
+    tried = failing({})
+    going = Going(Cells(tmp_path), shared)
+    going.through(plan, "test")
+    going.through(plan, "test")
+    assert tried == ["head 0", "none 0"] and all(one["status"] == "done" for one in going.outcomes.values())
+
+
+def test_three_equal_failures_in_a_row_end_it(tmp_path, quick, shared, failing):
+    tried = failing({"head": RuntimeError("no memory"), "lora": RuntimeError("no memory")})
+    going = Going(Cells(tmp_path), shared)
+    going.through(plan_of(quick, shared, "none", "head", "lora", seeds=(0, 1, 2)), "test")
+    assert len(tried) == 9 and going.stopped is None, "a run that is done in between starts the count anew"
+
+    tried.clear()
+    going = Going(Cells(tmp_path / "b"), shared)
+    going.through(plan_of(quick, shared, "head", "lora", seeds=(0, 1, 2)), "test")
+    assert tried == ["head 0", "lora 0", "head 1"]
+    assert going.stopped == "3 equal failures in a row: RuntimeError: no memory"
+
+
+def test_an_interruption_keeps_what_is_done(tmp_path, quick, shared, failing):
+    failing({"lora": KeyboardInterrupt()})
+    going = Going(Cells(tmp_path), shared)
+    plan = plan_of(quick, shared, "none", "lora", "head")
+    going.through(plan, "test")
+    assert going.stopped == "interrupted" and list(going.outcomes) == plan[:1]
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+
+
+def test_a_curve_is_thinned_to_means(quick):
+    points = [(step, float(step)) for step in range(1, 1001)]
+    thin = thinned(points)
+    assert len(thin) == 200 and thin[0] == [5, 3.0] and thin[-1] == [1000, 998.0]
+    assert thinned(points[:3]) == [[1, 1.0], [2, 2.0], [3, 3.0]] and thinned([]) == []
+
+
+def test_the_time_left_is_what_runs_of_the_same_kind_took():
+    head, full = (Cell(Variant(RunConfig(method=name), name, {}), 0) for name in ("head", "full"))
+    took = {head: {"seconds": 60.0}, full: {"seconds": 600.0}}
+    left = [replace(full, seed=1), replace(head, seed=1), replace(full, seed=2)]
+    assert of_going._time_left(left, took) == ", 21 min left" and of_going._time_left(left, {}) == ""
+
+
+def test_killed_and_started_again_it_goes_on(tmp_path, dataset):
+    """SIGKILL in the middle of a run: the cells that were finished stay as they are, and no other is there."""
+    command = [sys.executable, "run.py", "compare", "--methods", "none", "lora", "--seeds", "0", "1"]
+    command += ["--model", "bundled", "--dataset", dataset, "--epochs", "2", "--output-dir", str(tmp_path)]
+    cells, environment = tmp_path / "cells", {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (done := list(cells.glob("*.json"))) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert 1 <= len(done) < 4
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (
+        f"4 planned, {len(done)} done" in again.stdout and "done        4 of 4 runs, 0 failed" in again.stdout
+    )
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(list(cells.glob("*.json"))) == 4

@@ -1,0 +1,193 @@
+"""Learning rates: what is held out, which rates are tried, which one is chosen, and who finds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from lora_from_scratch.compare import going as of_going
+from lora_from_scratch.compare.cells import Cells
+from lora_from_scratch.compare.going import Going
+from lora_from_scratch.compare.held_out import hold_out, with_held_out
+from lora_from_scratch.compare.plan import asked_for, named
+from lora_from_scratch.compare.rates import Rates
+from lora_from_scratch.compare.shared import Shared
+from lora_from_scratch.compare.tune import SEEDS, Tuning, chosen, grid_index, grid_rate, parabola, wanted
+from lora_from_scratch.data.dataset import Dataset, Split, load_dataset
+from lora_from_scratch.errors import UserError
+
+
+def searched(
+    start: float, loss: Callable[[float, int], float | None]
+) -> dict[float, dict[int, float | None]]:
+    """Go on as `wanted` says until it wants no more."""
+    losses: dict[float, dict[int, float | None]] = {}
+    while runs := wanted(start, losses):
+        for rate, seed in runs:
+            assert seed not in losses.get(rate, {}), "asked for twice"
+            losses.setdefault(rate, {})[seed] = loss(rate, seed)
+    return losses
+
+
+def bowl(best: float) -> Callable[[float, int], float]:
+    """A loss with its lowest point at a rate, in log10; each seed a little above the other."""
+    return lambda rate, seed: (grid_index(rate) - grid_index(best)) ** 2 + 0.01 * (seed - 100)
+
+
+def test_rates_lie_a_factor_of_sqrt_10_apart_on_one_grid():
+    assert [grid_rate(i) for i in range(-8, -3)] == [1e-4, 3.2e-4, 1e-3, 3.2e-3, 1e-2]
+    assert all(grid_index(grid_rate(i)) == i for i in range(-20, 5))
+    assert grid_rate(grid_index(5e-4)) == 3.2e-4 and grid_rate(grid_index(3e-3)) == 3.2e-3
+
+
+def test_five_rates_then_two_more_seeds_for_the_best_three():
+    losses = searched(1e-3, bowl(1e-3))
+    assert {rate: len(seeds) for rate, seeds in losses.items()} == {
+        1e-4: 1, 3.2e-4: 3, 1e-3: 3, 3.2e-3: 3, 1e-2: 1
+    }  # fmt: skip
+    assert chosen(losses) == 1e-3 and sum(map(len, losses.values())) == 11
+
+
+@pytest.mark.parametrize(("best", "rates"), [(3.2e-2, 7), (1e-2, 6), (1e-4, 6), (3.2e-5, 7), (1.0, 7)])
+def test_the_grid_widens_where_the_best_lies_at_its_edge(best, rates):
+    losses = searched(1e-3, bowl(best))
+    assert len(losses) == rates and sum(map(len, losses.values())) == rates + 6
+    assert chosen(losses) == min(best, 1e-1)
+
+
+def test_what_failed_never_ranks():
+    def loss(rate: float, seed: int) -> float | None:
+        return None if rate >= 3.2e-3 else bowl(1e-2)(rate, seed)
+
+    losses = searched(1e-3, loss)
+    assert chosen(losses) == 1e-3 and losses[3.2e-3] == {100: None}
+    assert searched(1e-3, lambda rate, seed: None).keys() == {grid_rate(i) for i in range(-8, -3)}
+    assert chosen(searched(1e-3, lambda rate, seed: None)) is None
+    shaky = searched(1e-3, lambda rate, seed: None if (rate, seed) == (1e-3, 102) else bowl(1e-3)(rate, seed))
+    assert chosen(shaky) in (3.2e-4, 3.2e-3), "one of its seeds failed"
+
+
+def test_the_mean_over_seeds_decides():
+    lucky = {1e-3: {100: 0.1, 101: 0.9, 102: 0.9}, 1e-2: {100: 0.5, 101: 0.5, 102: 0.5}, 1e-1: {100: 0.01}}
+    assert chosen(lucky) == 1e-2
+
+
+def test_the_parabola_goes_through_the_best_rate_and_its_neighbours():
+    def losses(middle: float, curvature: float) -> dict[float, dict[int, float]]:
+        at = {grid_rate(i): i / 2 for i in range(-8, -3)}
+        return {rate: {100: 0.3 + curvature / 2 * (log - middle) ** 2} for rate, log in at.items()}
+
+    found = parabola(losses(-2.9, 0.2))
+    assert found["curvature"] == pytest.approx(0.2) and found["loss"] == pytest.approx(0.3)
+    assert found["vertex"] == pytest.approx(10**-2.9)
+    assert parabola(losses(-1.0, 0.2)) is None, "the best lies at the edge"
+    assert parabola({}) is None
+
+
+def test_a_held_out_sentence_takes_along_every_row_that_is_part_of_it():
+    sentences = [f"a b c d e {i} f g" for i in range(20)]
+    parts = [f"c d e {i}" for i in range(20)] + [f"{i} f" for i in range(20)] + ["a b", "e", "g a"]
+    train = Split([*sentences, *parts, sentences[0]], [0] * (len(sentences) + len(parts) + 1))
+    rest, held_out = hold_out(train)
+    assert len(held_out) == 2 and set(held_out.sentences) <= {*sentences, "g a"}
+    for sentence in held_out.sentences:
+        padded = f" {sentence} "
+        assert not any(f" {row} " in padded for row in rest.sentences)
+        gone = [row for row in train.sentences if f" {row} " in padded]
+        assert set(gone).isdisjoint(rest.sentences)
+    assert len(rest) + len(held_out) < len(train)
+    assert hold_out(train, seed=1) != (rest, held_out) and hold_out(train) == (rest, held_out)
+
+
+def test_nothing_of_sst2s_held_out_sentences_is_trained_on(shared):
+    whole = load_dataset(str(shared / "data" / "sst2"))
+    dataset = with_held_out(whole)
+    held_out = dataset.validation.sentences
+    assert len(held_out) == 689 and len(dataset.train) > 55_000  # a tenth of the whole sentences
+    rows = set(dataset.train.sentences)
+    for sentence in held_out:
+        words = sentence.split()
+        runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+        assert not runs & rows
+    inside = "\n".join(f" {sentence} " for sentence in set(whole.train.sentences) - set(held_out))
+    assert not any(f" {sentence} " in inside for sentence in held_out[:200]), "a phrase, not a whole sentence"
+    assert not set(whole.validation.sentences) & set(held_out)
+
+
+def test_a_dataset_of_one_sentence_cannot_hold_one_out():
+    one = Split(["a b", "a"], [0, 1])
+    with pytest.raises(UserError, match="nothing is left to train on"):
+        with_held_out(Dataset(one, one, ["0", "1"], "one"))
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """A tuning of two methods on the bundled sentences; the loss of a run is made up from its rate."""
+    shared = Shared(with_held_out)
+    going = Going(Cells(tmp_path), shared)
+
+    def execute(prepared):
+        rate, best = prepared.config.lr, {"head": 1e-2, "lora": 1e-3}[prepared.config.method]
+        if rate == 1e-1:
+            raise UserError("the loss is nan")
+        loss = bowl(best)(rate, prepared.config.seed)
+
+        class Result:
+            training = None
+
+            def as_dict(self):
+                config = {"lr": rate, "seed": prepared.config.seed}
+                return {
+                    "evaluation": {"loss": loss},
+                    "accuracy": 90.0,
+                    "train_seconds": 1.0,
+                    "config": config,
+                }
+
+        return Result()
+
+    monkeypatch.setattr(of_going, "execute", execute)
+    flags = {"model": ["bundled"], "dataset": ["bundled"], "precision": ["fp32"]}
+    configs = [shared.decided(config) for config in asked_for(["head", "lora"], flags, {})]
+    tuning = Tuning(going, named(configs))
+    tuning.run()
+    return tuning, shared, configs
+
+
+def test_a_tuning_goes_through_its_grid_and_writes_what_it_chose(tuned, tmp_path):
+    tuning, shared, configs = tuned
+    record = tuning.record("python run.py tune", shared.data_fingerprint(configs[0]))
+    head, lora = record["variants"]
+    assert (head["chosen"], lora["chosen"]) == (1e-2, 1e-3)
+    assert [point["lr"] for point in lora["points"]] == [3.2e-5, 1e-4, 3.2e-4, 1e-3, 3.2e-3]
+    assert [point["lr"] for point in head["points"]] == [3.2e-4, 1e-3, 3.2e-3, 1e-2, 3.2e-2]
+    assert {len(point["runs"]) for point in lora["points"]} == {1, 3}
+    assert "runs: head 11, lora 11" in record["budget"]
+    assert lora["parabola"]["vertex"] == pytest.approx(1e-3, rel=0.01)
+    assert record["held_out"]["sentences"] > 100 and not set(SEEDS) & {0, 1, 2}
+    assert len(list((tmp_path / "cells").iterdir())) == 22
+
+    again = Tuning(Going(Cells(tmp_path), shared), tuning.variants)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_going, "execute", lambda prepared: pytest.fail("repeated what had finished"))
+        again.run()
+    assert again.record("", "")["variants"] == record["variants"]
+
+
+def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
+    tuning, shared, configs = tuned
+    file, whole = tmp_path / "rates.json", shared.data_fingerprint(configs[0])
+    file.write_text(json.dumps(tuning.record("", whole)), encoding="utf-8")
+    rates, (head, lora), digest = Rates(file), configs, {**tuning.going.digest(configs[0]), "data": whole}
+    assert (rates.rate(head, digest), rates.rate(lora, digest)) == (1e-2, 1e-3)
+    assert rates.rate(replace(lora, method="none"), digest) is None
+    assert rates.rate(replace(lora, seed=5), digest) == 1e-3
+    for other in (replace(lora, rank=8), replace(lora, epochs=1), replace(lora, method="full")):
+        with pytest.raises(UserError, match=f"no rate for {other.method}"):
+            rates.rate(other, digest)
+    for part in ("data", "base_weights"):
+        with pytest.raises(UserError, match="was not tuned on"):
+            rates.rate(lora, {**digest, part: "another"})
