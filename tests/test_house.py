@@ -23,6 +23,7 @@ FLOORS = [  # each may import from those before it, and within itself
     {"formats", "methods"},
     {"train"},
     {"runs"},
+    {"compare"},
     {"report"},
     {"cli", "__main__"},
 ]
@@ -108,7 +109,7 @@ def test_the_core_alone_trains_and_evaluates():
     """In a process that can import nothing else of the package."""
     program = """
 import sys
-for room in ("base", "data", "fast", "formats", "methods", "train", "runs", "report", "cli"):
+for room in ("base", "data", "fast", "formats", "methods", "train", "runs", "compare", "report", "cli"):
     sys.modules["lora_from_scratch." + room] = None
 import torch
 from torch.optim import AdamW
