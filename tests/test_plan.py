@@ -310,7 +310,7 @@ def test_the_time_left_is_what_runs_of_the_same_kind_took():
 
 
 def test_killed_and_started_again_it_goes_on(tmp_path, dataset):
-    """SIGKILL in the middle of a run: the cells that were finished stay as they are, and no other is there."""
+    """SIGKILL in the middle of a run: the cells that were finished stay, and no other is there."""
     command = [sys.executable, "run.py", "compare", "--methods", "none", "lora", "--seeds", "0", "1"]
     command += ["--model", "bundled", "--dataset", dataset, "--epochs", "2", "--output-dir", str(tmp_path)]
     cells, environment = tmp_path / "cells", {**os.environ, "HF_HUB_OFFLINE": "1"}

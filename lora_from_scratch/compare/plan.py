@@ -27,7 +27,7 @@ class Variant:
 
     config: RunConfig  # of any seed
     label: str  # the method, and the settings in which it differs from other variants of it
-    differs: dict[str, object] = field(compare=False)  # these settings
+    differs: dict[str, object] = field(compare=False)  # these settings; each dataset has its own table
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def named(configs: Iterable[RunConfig]) -> list[Variant]:
     configs = list(dict.fromkeys(replace(config, seed=0, output_dir=None) for config in configs))
     variants = []
     for config in configs:
-        like = [other.as_dict() for other in configs if other.method == config.method]
+        same = [o for o in configs if (o.method, o.dataset) == (config.method, config.dataset)]
+        like = [other.as_dict() for other in same]
         mine = config.as_dict()
         differs = {name: mine[name] for name in mine if any(other[name] != mine[name] for other in like)}
-        told = {name: value for name, value in differs.items() if name != "dataset"}  # has a table of its own
-        settings = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in told.items()]
+        settings = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in differs.items()]
         variants.append(Variant(config, ", ".join([config.method, *settings]), differs))
     return variants
 

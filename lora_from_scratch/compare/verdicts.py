@@ -27,8 +27,9 @@ LONGEST_HEADLINE = 250
 class Comparison:
     """One method, `a`, against the reference, `b`; the estimate is of a's accuracy less b's.
 
-    Better and worse go by `p_holm`, which counts how many comparisons were made; the interval is the unadjusted
-    one, of 95 % for this comparison alone. So it can leave out 0 where nothing is shown: the sentence says so.
+    Better and worse go by `p_holm`, which counts how many comparisons were made; the interval is the
+    unadjusted one, of 95 % for this comparison alone. So it can leave out 0 where nothing is shown: the
+    sentence says so.
     With too few seeds no interval is made up, and what it would give is None.
     """
 

@@ -1,0 +1,193 @@
+"""From the outcomes of a plan to one record: nothing is taken over survivors unsaid, failures never rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy
+import pytest
+
+from lora_from_scratch.compare.cells import Cells
+from lora_from_scratch.compare.going import Going
+from lora_from_scratch.compare.plan import Cell, Variant, asked_for, cells, named
+from lora_from_scratch.compare.shared import Shared
+from lora_from_scratch.compare.significance import crossed_difference, crossed_mean
+from lora_from_scratch.compare.summary import comparison, reference_among
+from lora_from_scratch.errors import UserError
+from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.execute import run
+from lora_from_scratch.train.evaluate import wilson
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Shared:
+    return Shared()
+
+
+@pytest.fixture(scope="module")
+def template(shared) -> dict[str, object]:
+    """The record of a real run, to be filled with other predictions."""
+    return run(RunConfig(method="none", model="bundled", dataset="bundled", precision="fp32")).as_dict()
+
+
+def variants_of(shared: Shared, methods: Sequence[str], **flags: Sequence[object]) -> list[Variant]:
+    flags = {"model": ["bundled"], "dataset": ["bundled"], "precision": ["fp32"], **flags}
+    return named(map(shared.decided, asked_for(methods, flags, {})))
+
+
+class Made:
+    """A comparison whose runs are made up: each is right with a probability that depends on its label."""
+
+    def __init__(self, shared: Shared, template: dict[str, object], variants: list[Variant]) -> None:
+        self.going, self.variants, self.template = Going(Cells(Path("nowhere")), shared), variants, template
+
+    def fill(self, chances: dict[str, float], seeds: Sequence[int] = SEEDS) -> None:
+        for cell in cells(self.variants, seeds):
+            if (chance := chances.get(cell.variant.label)) is not None:
+                self.going.outcomes[cell] = self.outcome(cell, chance)
+
+    def outcome(self, cell: Cell, chance: float) -> dict[str, object]:
+        labels = numpy.array(self.template["evaluation"]["labels"])
+        draw = numpy.random.default_rng([cell.seed, int(1000 * chance)])
+        right = draw.random(len(labels)) < chance
+        predictions = numpy.where(right, labels, 1 - labels).tolist()
+        record = {
+            **self.template,
+            "accuracy": 100 * float(right.mean()),
+            "accuracy_interval_95": list(wilson(int(right.sum()), len(right))),
+            "f1": 50.0 + cell.seed,
+            "steps": 10,
+            "train_seconds": 10.0 + cell.seed,
+            "config": cell.config.as_dict(),
+            "evaluation": {**self.template["evaluation"], "predictions": predictions},
+            "memory": {"kind": "resident", "peak_bytes": 100 + cell.seed},
+        }
+        times = {"load_average": [1.0, 2.0], "seconds": 12.0}
+        curves = {"losses": [[1, 0.5]], "validation": [], "accounted": None}
+        return {"status": "done", "record": record, **curves, **times}
+
+    def fail(self, label: str, seed: int) -> None:
+        (cell,) = (cell for cell in cells(self.variants, [seed]) if cell.variant.label == label)
+        self.going.outcomes[cell] = {
+            "status": "failed",
+            "error": "the loss is nan",
+            "load_average": [1.0, 1.0],
+            "seconds": 1.0,
+        }
+
+    def summed(
+        self, seeds: Sequence[int] = SEEDS, reference: str = "lora", margin: float | None = None
+    ) -> dict:
+        return comparison(self.going, self.variants, seeds, "python run.py compare", reference, margin)
+
+    def right(self, label: str, seeds: Sequence[int] = SEEDS) -> numpy.ndarray:
+        labels = numpy.array(self.template["evaluation"]["labels"])
+        rows = {cell.seed: one for cell, one in self.going.outcomes.items() if cell.variant.label == label}
+        return numpy.array([rows[seed]["record"]["evaluation"]["predictions"] for seed in seeds]) == labels
+
+
+def test_means_spread_and_intervals_are_those_of_the_runs(shared, template):
+    made = Made(shared, template, variants_of(shared, ["head", "lora"]))
+    made.fill({"head": 0.7, "lora": 0.8})
+    found = made.summed()
+    (table,) = found["datasets"]
+    assert (found["planned"], found["done"], found["failed"], found["stopped"]) == (6, 6, 0, None)
+    for row in table["variants"]:
+        right = made.right(row["label"])
+        accuracies = [100 * float(one.mean()) for one in right]
+        e = crossed_mean(right)
+        assert row["accuracy"]["mean"] == pytest.approx(mean(accuracies)) == pytest.approx(e.value)
+        assert row["accuracy"]["sd"] == pytest.approx(stdev(accuracies))
+        assert row["accuracy"]["interval"] == [e.low, e.high] and row["accuracy"]["kind"] == "crossed"
+        assert row["f1"] == {"mean": 51.0, "sd": 1.0}
+        assert row["seconds"] == {"median": 11.0, "min": 10.0, "max": 12.0} and row["peak_bytes"] == 102
+        assert [one["seed"] for one in row["runs"]] == [0, 1, 2]
+    (one,) = table["comparisons"]
+    e = crossed_difference(made.right("head"), made.right("lora"))
+    assert (one["a"], one["b"], one["verdict"]) == ("head", "lora", "worse")
+    assert one["difference"] == e.value and one["interval"] == [e.low, e.high] and one["p_holm"] == e.p
+    assert table["headline"].startswith("lora has the highest mean accuracy")
+    assert table["texts"] == shared(made.variants[0].config).dataset.validation.sentences
+    assert "lr" not in found["settings"] and found["settings"]["batch_size"] == 16
+
+
+def test_what_is_missing_is_counted_and_never_ranks(shared, template):
+    made = Made(shared, template, variants_of(shared, ["head", "full", "lora"]))
+    made.fill({"lora": 0.8, "head": 0.7})
+    made.fail("head", 2)
+    made.fail("full", 0)
+    found = made.summed()
+    head, full, lora = found["datasets"][0]["variants"]
+    assert (found["planned"], found["done"], found["failed"]) == (9, 5, 2)
+    assert (head["planned"], head["done"], head["failed"]) == (3, 2, 1)
+    assert head["accuracy"]["mean"] == pytest.approx(100 * made.right("head", (0, 1)).mean())
+    assert (full["done"], full["failed"], full["accuracy"], full["f1"], full["seconds"]) == (
+        0,
+        1,
+        None,
+        None,
+        None,
+    )
+    assert [run["status"] for run in full["runs"]] == ["failed", "planned", "planned"]
+    assert full["runs"][0]["error"] == "the loss is nan"
+    assert [one["a"] for one in found["datasets"][0]["comparisons"]] == ["head"]
+    assert "full" not in found["datasets"][0]["headline"] and lora["done"] == 3
+
+
+def test_a_single_seed_has_wilsons_interval_and_no_verdict(shared, template):
+    made = Made(shared, template, variants_of(shared, ["head", "lora"]))
+    made.fill({"head": 0.7, "lora": 0.8}, seeds=(0,))
+    (table,) = made.summed(seeds=(0,))["datasets"]
+    head = table["variants"][0]
+    right = made.right("head", (0,))
+    assert head["accuracy"]["kind"] == "wilson" and head["accuracy"]["sd"] is None
+    assert head["accuracy"]["interval"] == list(wilson(int(right.sum()), right.size))
+    (one,) = table["comparisons"]
+    assert one["verdict"] == "too few seeds" and one["difference"] is None and one["interval"] is None
+
+
+def test_nothing_done_is_said(shared, template):
+    made = Made(shared, template, variants_of(shared, ["head", "lora"]))
+    (table,) = made.summed()["datasets"]
+    assert table["headline"] == "No run is done." and table["comparisons"] == []
+
+
+def test_variants_of_a_method_are_compared_with_its_first(shared, template):
+    variants = variants_of(shared, ["head", "lora"], lr=[1e-4, 1e-3, 1e-2])
+    made = Made(shared, template, variants)
+    made.fill({variant.label: 0.6 + 0.05 * i for i, variant in enumerate(variants)})
+    reference = reference_among(variants, "lora, lr 0.001")
+    pairs = {(one["a"], one["b"]) for one in made.summed(reference=reference)["datasets"][0]["comparisons"]}
+    assert pairs == {
+        *((variant.label, reference) for variant in variants if variant.label != reference),
+        ("head, lr 0.001", "head, lr 0.0001"),
+        ("head, lr 0.01", "head, lr 0.0001"),
+    }
+
+
+def test_each_dataset_has_a_table_of_its_own(tmp_path, shared, template):
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\n" + "good,1\nbad,0\n" * 20, encoding="utf-8")
+    variants = variants_of(shared, ["head", "lora"], dataset=["bundled", str(other)])
+    assert [variant.label for variant in variants] == ["head", "head", "lora", "lora"]
+    made = Made(shared, template, variants)
+    for cell in cells([v for v in variants if v.config.dataset == "bundled"], SEEDS):
+        made.going.outcomes[cell] = made.outcome(cell, 0.8)
+    found = made.summed()
+    first, second = found["datasets"]
+    assert [row["done"] for row in first["variants"]] == [3, 3]
+    assert [row["done"] for row in second["variants"]] == [0, 0]
+    assert (len(first["labels"]), len(second["labels"])) == (498, 4) and found["done"] == 6
+
+
+def test_the_reference_is_named_beforehand(shared):
+    variants = variants_of(shared, ["none", "head", "lora"], rank=[1, 4])
+    assert reference_among(variants, None) == "lora, rank 1"
+    assert reference_among(variants, "head") == "head"
+    assert reference_among(variants_of(shared, ["none", "head"]), None) == "head"
+    with pytest.raises(UserError, match="'lora' is not compared here; choose one of 'none', 'head'"):
+        reference_among(variants, "lora")
