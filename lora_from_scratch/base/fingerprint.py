@@ -40,18 +40,23 @@ def fingerprints(model: nn.Module, tokenizer: Tokenizer | None, replaced: Iterab
 
 
 def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
-    """SHA-256 over the base's weights, those named in `replaced` and LoRA's own left out.
+    """SHA-256 over the base's weights, those named in `replaced` and what was added left out.
 
     Weights are hashed as bf16, so that a base kept in bf16 and the same base in fp32 are one base.
     """
     digest, left_out = hashlib.sha256(), set(replaced)
     base = {name.replace(".base_layer.", "."): tensor for name, tensor in model.named_parameters()}
     for name, tensor in sorted(base.items()):
-        if name not in left_out and ".lora_" not in name:
+        if name not in left_out and not is_added(name):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             bits = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
             digest.update(bits.numpy().data)
     return digest.hexdigest()
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter is none of a base's: LoRA's A or B, or a prefix."""
+    return ".lora_" in name or name.endswith(".prefix")
 
 
 def config_fingerprint(model: nn.Module) -> str:

@@ -25,6 +25,7 @@ from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.whole_files import appearing
+from lora_from_scratch.methods import method_named
 from lora_from_scratch.report.screen import not_beaten, summary
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.predict import Prediction, labelled
@@ -71,10 +72,13 @@ def predict(
 def merge(adapter: Path, model: str | None, out: Path) -> None:
     """Write the adapted model as a plain checkpoint, read it back, and print how well it agrees.
 
-    What was read back computes with transformers' own forward pass. UserError if the
-    logits differ; then nothing stays behind.
+    What was read back computes with transformers' own forward pass. UserError if the method adds what no
+    plain checkpoint holds, or the logits differ; then nothing stays behind.
     """
     adapted, texts = load_adapted(adapter, model), _probe()
+    if adapted.method and not method_named(adapted.method).merges:
+        what = f"what --method {adapted.method} trains has no place in a plain checkpoint"
+        raise UserError(f"{adapter}: {what}; use predict or evaluate on the folder as it is")
     expected = _our_logits(adapted, texts)
     with appearing(out) as aside:
         merge_lora(adapted.model)

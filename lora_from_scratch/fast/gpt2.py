@@ -38,15 +38,11 @@ def classify(model: GPT2ForSequenceClassification, input_ids: Tensor, lengths: T
 
 def attend(block: GPT2Block, x: Tensor, last: Tensor | None = None) -> Tensor:
     """Attention without its output projection: `(B, T, C)` -> `(B, T, C)`, or `(B, C)` at `last`."""
-    attention, (B, T, C) = block.attn, x.shape
-    prefix: Tensor | None = getattr(block, "prefix", None)  # (P, C)
-    if prefix is not None:  # one product for both, since a product's time goes to reading its weight
-        x = torch.cat([prefix.to(x.dtype), x.view(B * T, C)])  # (P + B T, C)
-    qkv = attention.c_attn(block.ln_1(x))
+    attention, prefix = block.attn, getattr(block, "prefix", None)  # (P, C): see methods/prefix.py
     if prefix is not None:
-        prefix, qkv = qkv.split([len(prefix), B * T])
-        qkv = qkv.view(B, T, 3 * C)
+        prefix = attention.c_attn(block.ln_1(prefix.to(x.dtype)))  # (P, 3 C), the same for every row
     p = attention.attn_dropout.p if attention.training else 0.0
+    qkv = attention.c_attn(block.ln_1(x))
     return causal_attention(qkv, attention.num_heads, attention.scaling, p, last, prefix)
 
 

@@ -1,7 +1,8 @@
 """A model as one of the methods left it: how it is loaded from a folder, whatever format that is in."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,6 +38,8 @@ class Adapted:
     model: GPT2ForSequenceClassification
     tokenizer: Tokenizer
     base_name: str | None
+    method: str | None = None  # what made it ready, where that has to be known to do so again
+    settings: Mapping[str, object] = field(default_factory=dict)  # the method's own
 
     @property
     def label_names(self) -> list[str]:

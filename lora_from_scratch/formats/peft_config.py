@@ -172,6 +172,9 @@ def read_config(folder: Path) -> PeftConfig:
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         reason = first_line(error)[:80]
         raise UserError(f"{path}: cannot be read as JSON ({reason}): take another copy") from error
+    if isinstance(values, dict) and values.get("peft_type") == "PREFIX_TUNING":
+        why = "learns keys and values, and moves the tokens behind them, as --method prefix does not"
+        raise UserError(f"{path}: PEFT's PREFIX_TUNING {why}: load it with PEFT")
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is not LORA, the only kind that is implemented here: train one")
     return understand(values, path)

@@ -1,10 +1,14 @@
 """Trained tensors under their names in the model, in one safetensors file: a format for any method.
 
+The file says which method made them, with which settings: what that method adds to a model is there before
+the tensors come.
+
 Also what the formats share in reading and writing such a file.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +21,7 @@ from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import UserError, first_line, printable
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base
 from lora_from_scratch.formats.seal import check_seal, seal
+from lora_from_scratch.methods import METHODS
 
 TITLE = "transformers"
 FILES = ("trained.safetensors", "head.safetensors")  # the second is what versions before 0.2 called it
@@ -29,26 +34,30 @@ def is_in(folder: Path) -> bool:
 
 
 def save(adapted: Adapted, folder: Path) -> None:
-    """Write whatever has `requires_grad`, the head among it; raises `OSError` if there is no room."""
-    trained = {name: p for name, p in adapted.model.named_parameters() if p.requires_grad}
+    """Write whatever has `requires_grad`, and the head; raises `OSError` if there is no room."""
+    trained = _to_save(adapted.model)
     metadata = {"base": adapted.base_name or "", "labels": json.dumps(adapted.label_names)}
+    if adapted.method:
+        metadata |= {"method": adapted.method, "settings": json.dumps(dict(adapted.settings))}
     metadata |= fingerprints(adapted.model, adapted.tokenizer, trained)
     write_tensors(trained, folder / FILES[0], metadata)
 
 
 def load(folder: Path, base_name: str | None = None) -> Adapted:
-    """Put the tensors into their base, and let exactly them learn.
+    """Put the tensors into their base, which their method has made ready; exactly what learned then learns.
 
-    Raises `UserError` if the file is damaged, a tensor is unexpected or misshapen, or the base is another.
+    A file that names no method, or none of the table's, holds parameters of the base's own, which then learn.
+    Raises `UserError` if the file is damaged, a tensor is unexpected, missing or misshapen, or the base is
+    another.
     """
     path = next(folder / name for name in FILES if (folder / name).exists())
     tensors, metadata = read_tensors(path)
     base = load_base(path, base_name or metadata.get("base"), metadata, tensors.get(HEAD_WEIGHT))
-    here = {name: p.shape for name, p in base.model.named_parameters() if name in tensors}
-    check_shapes(tensors, here, path)
+    base = _made_ready(base, tensors, metadata, path)
+    check_shapes(tensors, {name: p.shape for name, p in _to_save(base.model).items()}, path)
     check_base(fingerprints(base.model, base.tokenizer, tensors), metadata, folder)
     check_seal(path)
-    fill(base.model, tensors)
+    copy_into(base.model, tensors)
     return base
 
 
@@ -116,6 +125,34 @@ def check_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], path
 def fill(model: nn.Module, tensors: Tensors) -> None:
     """Copy tensors into the parameters of their names, and let exactly those learn."""
     model.requires_grad_(False)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            model.get_parameter(name).requires_grad_(True).copy_(tensor)
+    for name in tensors:
+        model.get_parameter(name).requires_grad_(True)
+    copy_into(model, tensors)
+
+
+@torch.no_grad()
+def copy_into(model: nn.Module, tensors: Tensors) -> None:
+    """Copy tensors into the parameters of their names."""
+    for name, tensor in tensors.items():
+        model.get_parameter(name).copy_(tensor)
+
+
+def _to_save(model: nn.Module) -> Tensors:
+    """What learns, and the head, which was drawn at random where it does not."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or name == HEAD_WEIGHT}
+
+
+def _made_ready(base: Adapted, tensors: Tensors, metadata: dict[str, str], path: Path) -> Adapted:
+    name = metadata.get("method")
+    if name not in METHODS:
+        base.model.requires_grad_(False)
+        for parameter_name, parameter in base.model.named_parameters():
+            parameter.requires_grad_(parameter_name in tensors)
+        return base
+    try:
+        settings = json.loads(metadata.get("settings", "{}"))
+        METHODS[name].adapt(base.model, METHODS[name].Settings(**settings))
+    except (ValueError, TypeError, RuntimeError, RecursionError) as error:
+        what = f"the settings of --method {name} are damaged ({first_line(error)[:60]})"
+        raise UserError(f"{path}: {what}: take another copy") from error
+    return replace(base, method=name, settings=settings)

@@ -57,6 +57,20 @@ python -m lora_from_scratch predict --adapter . "a text to classify"
 {loading}
 """
 
+UNMERGED = """\
+From Python:
+
+```python
+from pathlib import Path
+
+from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.runs.predict import predict
+
+predict(load_adapted(Path(".")), ["a text to classify"])
+```
+
+It cannot be merged into a plain transformers checkpoint, which has no place for what was trained."""
+
 
 def model_card(record: dict[str, object]) -> str:
     """Markdown with the front matter that hubs read; every value comes from the run's record."""
@@ -67,7 +81,7 @@ def model_card(record: dict[str, object]) -> str:
         **record,
         base_model=json.dumps(config.model, ensure_ascii=False),  # JSON's strings are YAML's
         source=json.dumps(_repository(config.dataset), ensure_ascii=False),
-        library=format.TITLE,
+        library=format.TITLE if config.way.merges else "lora-from-scratch",
         saved_as=config.way.saved_as,
         names=_listed(names),
         ids=_listed([str(i) for i in range(len(names))]),
@@ -77,7 +91,7 @@ def model_card(record: dict[str, object]) -> str:
         train_classes=classes_text(data["train_classes"]),
         validation_classes=classes_text(data["validation_classes"]),
         settings=f"\n- {settings}" if settings else "",
-        loading="\n".join(format.how_to_load(config.model, names)),
+        loading="\n".join(format.how_to_load(config.model, names)) if config.way.merges else UNMERGED,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from lora_from_scratch.errors import UserError, first_line
@@ -63,7 +64,8 @@ def _write_trained(prepared: Prepared, training: Training | None, folder: Path, 
     config = prepared.config
     with appearing(folder) as aside:
         if training and not config.random_init:
-            adapted = Adapted(prepared.model, prepared.tokenizer, config.model)
+            made_by = config.method, asdict(config.settings)
+            adapted = Adapted(prepared.model, prepared.tokenizer, config.model, *made_by)
             format_named(config.way.format).save(adapted, aside)
         rows = training.metrics if training else []
         (aside / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

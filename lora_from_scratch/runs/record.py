@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import GPT2ForSequenceClassification
 
-from lora_from_scratch.base.fingerprint import weights_fingerprint
+from lora_from_scratch.base.fingerprint import is_added, weights_fingerprint
 from lora_from_scratch.base.load import display_name, lasting_name
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, Adapted
@@ -57,9 +57,9 @@ def evaluation_record(
     output_dir: Path,
 ) -> dict[str, object]:
     """The record of a later evaluation of what a folder, `adapter`, holds, on sentences of `source`."""
-    learned = {n for n, p in adapted.model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    learned = {n for n, p in adapted.model.named_parameters() if p.requires_grad and not is_added(n)}
     whole_base = adapted.base_name and learned <= {HEAD_WEIGHT}  # nothing of it was replaced
-    digest = weights_fingerprint(adapted.model, learned) if whole_base else None
+    digest = weights_fingerprint(adapted.model, [HEAD_WEIGHT]) if whole_base else None
     base = {"name": adapted.base_name, "weights_sha256": digest}
     about = {
         "kind": "evaluation",
