@@ -1635,9 +1635,89 @@ FRONT_DOOR += [
 ]
 
 
+MANY = "compare --model bundled --dataset bundled --dry-run"
+PLANS = [
+    Case(
+        "a seed twice",
+        "compare --seeds 0 1 0",
+        "error: --seeds names a seed twice: its run would count twice; name it once",
+    ),
+    Case("a seed below 0", "compare --seeds -1", "error: --seed must lie in 0 .. 2^63 - 1, not -1"),
+    Case("no margin at all", "compare --margin 0", "error: --margin must be a positive number, not 0"),
+    Case(
+        "a method that is none",
+        "compare --methods lora prelayr",
+        "error: argument --methods: invalid choice: 'prelayr'; did you mean prelayer? "
+        "(choose from none, head, full, lora, prelayer, prefix)",
+    ),
+    Case(
+        "nothing to tune",
+        "tune --methods none",
+        "error: argument --methods: invalid choice: 'none'; did you mean lora? "
+        "(choose from head, full, lora, prelayer, prefix); see run.py tune --help",
+    ),
+    Case(
+        "a value out of its range, among others",
+        "compare --methods lora head --rank 4 0",
+        "error: --rank must be at least 1, not 0",
+    ),
+    Case(
+        "a switch that is neither",
+        "compare --plain maybe",
+        "error: argument --plain: takes yes and no, not 'maybe'; see run.py compare --help",
+    ),
+    Case(
+        "a flag of no method that is compared",
+        f"{MANY} --methods head none --rank 4 8",
+        "warning: --rank is no flag of --methods head none, and left out; see run.py --help for whose it is",
+    ),
+    Case(
+        "rates that nobody tuned",
+        "compare --recipe tuned",
+        "error: --recipe tuned: there is no runs/tune/rates.json; run.py tune writes it, or name another "
+        "with --rates",
+    ),
+    Case(
+        "rates that are none",
+        "compare --recipe published tuned --rates mine.json",
+        "error: --rates mine.json is no file that run.py tune wrote; name another",
+        {"mine.json": '{"lr": 1e-3}'},
+    ),
+    Case(
+        "a folder of another kind",
+        "tune --output-dir there",
+        "error: --output-dir 'there' holds a results.json of another kind; name another",
+        {"there/results.json": '{"kind": "comparison"}'},
+    ),
+    Case(
+        "a run's folder",
+        "compare --output-dir there",
+        "error: --output-dir 'there' holds a results.json of another kind; name another",
+        {"there/results.json": '{"kind": "run"}'},
+    ),
+    Case(
+        "a reference that is not compared",
+        f"{MANY} --methods head lora --rank 4 8 --reference lora",
+        "error: --reference 'lora' is not compared here; choose one of 'head', 'lora, rank 4', "
+        "'lora, rank 8'",
+    ),
+    Case(
+        "every layer, and one more",
+        f"{LOAD}bundled --target-modules all-linear attn.c_attn",
+        "error: --target-modules all-linear names every layer: leave the others out",
+    ),
+    Case(
+        "nothing left beside what is held out",
+        "tune --model bundled --dataset one.csv --dry-run",
+        "error: nothing is left to train on: every row is part of a sentence held out; add others",
+        {"one.csv": "text,label\na good film,1\na good film,1\na good,0\na good,0\n"},
+    ),
+]
+
+
 @pytest.mark.filterwarnings("always::UserWarning")  # to be printed, not raised
 @pytest.mark.parametrize(
-    "case", ROWS + LABELS + HUB + ADAPTERS + AFTERWARDS + FRONT_DOOR, ids=lambda c: c.name
+    "case", ROWS + LABELS + HUB + ADAPTERS + AFTERWARDS + FRONT_DOOR + PLANS, ids=lambda c: c.name
 )
 def test_the_sentence(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

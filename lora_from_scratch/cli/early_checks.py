@@ -103,8 +103,8 @@ def _check_plan(methods: list[str], output_dir: Path, dry_run: bool, kind: str, 
     """The flags of a plan's own, and, as `flags`, those of its runs: a list of values each."""
     own = {key: flags.pop(key) for key in OF_PLAN if key in flags}
     for flag in strangers(methods, flags):
-        asked = f"--{flag.replace('_', '-')}"
-        warnings.warn(f"{asked} is no flag of --methods {' '.join(methods)}, and left out", stacklevel=2)
+        told = f"--{flag.replace('_', '-')} is no flag of --methods {' '.join(methods)}, and left out"
+        warnings.warn(f"{told}; see run.py --help for whose it is", stacklevel=2)
     recipes = own.get("recipe", [None])
     configs = [c for recipe in recipes for c in asked_for(methods, flags, RECIPES.get(recipe, {}))]
     for config in {config.dataset: config for config in configs if config.dataset}.values():

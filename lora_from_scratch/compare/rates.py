@@ -26,7 +26,7 @@ class Rates:
             ]
         except FileNotFoundError:
             raise UserError(
-                f"--recipe tuned: there is no {path}; run.py tune writes it, or name one with --rates"
+                f"--recipe tuned: there is no {path}; run.py tune writes it, or name another with --rates"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"--rates {path} is no file that run.py tune wrote; name another") from error

@@ -1,0 +1,159 @@
+"""run.py compare and run.py tune, from flags to files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_from_scratch.cli import main as cli
+from lora_from_scratch.cli.flags import command_parser
+from lora_from_scratch.compare import going
+
+ROWS = "".join(
+    f"{word} film number {i},{label}\n" for i in range(15) for word, label in (("good", 1), ("dull", 0))
+)
+QUICK = ["--model", "bundled", "--precision", "fp32", "--device", "cpu", "--max-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    path.write_text("text,label\n" + ROWS, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def compared(dataset, tmp_path_factory) -> Path:
+    """The folder of a comparison of three methods over two seeds."""
+    folder = tmp_path_factory.mktemp("compared")
+    flags = [
+        "--methods",
+        "lora",
+        "none",
+        "head",
+        "--seeds",
+        "0",
+        "1",
+        "--eval-every",
+        "1",
+        "--rank",
+        "1",
+        "2",
+    ]
+    assert cli.main(["compare", *QUICK, "--dataset", dataset, *flags, "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def results(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_flags_take_lists_of_what_a_run_takes():
+    parse = command_parser("compare").parse_args
+    flags = vars(
+        parse(
+            [
+                "--lr",
+                "1e-4",
+                "1e-3",
+                "--plain",
+                "no",
+                "yes",
+                "--target-modules",
+                "attn.c_attn,mlp.c_fc",
+                "all-linear",
+            ]
+        )
+    )
+    assert flags["lr"] == [1e-4, 1e-3] and flags["plain"] == [False, True]
+    assert flags["target_modules"] == [("attn.c_attn", "mlp.c_fc"), ("all-linear",)]
+    assert "rank" not in flags and flags["seeds"] == (0, 1, 2) and len(flags["methods"]) == 6
+    assert {"lr", "seed", "seeds"}.isdisjoint(vars(command_parser("tune").parse_args([])))
+
+
+def test_a_comparison_leaves_its_page_tables_and_cells(compared):
+    names = {path.name for path in compared.iterdir()}
+    assert names >= {"cells", "results.json", "report.html", "table.md", "runs.csv"}
+    assert len(list((compared / "cells").iterdir())) == 8
+    found = results(compared)
+    assert (found["kind"], found["planned"], found["done"], found["failed"]) == ("comparison", 8, 8, 0)
+    labels = [row["label"] for row in found["datasets"][0]["variants"]]
+    assert labels == ["none", "head", "lora, rank 1", "lora, rank 2"] and found["reference"] == "lora, rank 1"
+    lora = found["datasets"][0]["variants"][2]
+    assert [run["seed"] for run in lora["runs"]] == [0, 1]
+    assert [[step for step, *_ in run["validation"]] for run in lora["runs"]] == [[1, 2], [1, 2]]
+    assert lora["accounted"]["weights"] > lora["accounted"]["gradients"] > 0
+    with (compared / "runs.csv").open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 8
+    page = (compared / "report.html").read_text(encoding="utf-8")
+    assert found["datasets"][0]["headline"].split(" ")[0].strip('"') in page and "lora, rank 2" in page
+
+
+def test_what_is_done_is_said_and_not_repeated(compared, dataset, capsys, monkeypatch):
+    monkeypatch.setattr(going, "execute", lambda prepared: pytest.fail("repeated what had finished"))
+    flags = ["--methods", "none", "head", "--seeds", "1", "--eval-every", "1"]
+    assert (
+        cli.main(
+            ["compare", *QUICK, "--dataset", dataset, *flags, "--dry-run", "--output-dir", str(compared)]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "runs        2 planned, 2 done" in out and "2 variants x 1 seeds, compared with head" in out
+
+
+def test_methods_that_train_nothing_know_no_rate(tmp_path, dataset, capsys):
+    flags = ["--methods", "none", "head", "--lr", "1e-3", "1e-2", "--recipe", "published", "--dry-run"]
+    assert cli.main(["compare", *QUICK, "--dataset", dataset, *flags, "--output-dir", str(tmp_path)]) == 0
+    assert "none; head, lr 0.001; head, lr 0.01\n" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_shows_what_is_there(tmp_path, dataset, capsys, monkeypatch):
+    original, runs = going.execute, []
+
+    def execute(prepared):
+        runs.append(prepared.config.method)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return original(prepared)
+
+    monkeypatch.setattr(going, "execute", execute)
+    command = ["compare", *QUICK, "--dataset", dataset, "--methods", "none", "head", "--seeds", "0", "1"]
+    command += ["--output-dir", str(tmp_path)]
+    assert cli.main(command) == 130
+    captured = capsys.readouterr()
+    assert "2 of 4 runs" in captured.out and "the same command goes on from there" in captured.err
+    assert results(tmp_path)["stopped"] == "interrupted" and (tmp_path / "report.html").exists()
+    assert cli.main(command) == 0
+    assert runs == ["none", "head", "none", "none", "head"] and results(tmp_path)["done"] == 4
+
+
+def test_a_fault_common_to_all_ends_it_in_one_line(tmp_path, dataset, capsys, monkeypatch):
+    def execute(prepared):
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr(going, "execute", execute)
+    flags = ["--methods", "none", "head", "--seeds", "0", "1", "--output-dir", str(tmp_path)]
+    assert cli.main(["compare", *QUICK, "--dataset", dataset, *flags]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    told = "3 equal failures in a row: RuntimeError: no memory is left"
+    assert lines == [f"error: {told}; mend that and start the same command again"]
+    assert (results(tmp_path)["done"], results(tmp_path)["failed"]) == (0, 3)
+
+
+def test_a_comparison_takes_the_rates_that_tune_chose(tmp_path, dataset, capsys, monkeypatch):
+    tuned = ["--methods", "head", "--model", "bundled", "--dataset", dataset, "--max-steps", "2"]
+    tuned += ["--precision", "fp32"]
+    assert cli.main(["tune", *tuned, "--output-dir", str(tmp_path / "tune")]) == 0
+    rates = json.loads((tmp_path / "tune" / "rates.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "tune" / "rates.png").read_bytes().startswith(b"\x89PNG")
+    (variant,) = rates["variants"]
+    assert f"lr {variant['chosen']:g}" in capsys.readouterr().out
+    flags = ["--recipe", "published", "tuned", "--rates", str(tmp_path / "tune" / "rates.json"), "--dry-run"]
+    asked = ["--max-length", "128", "--epochs", "32", "--output-dir", str(tmp_path / "compare")]
+    assert cli.main(["compare", *tuned, *flags, *asked]) == 0
+    assert f"head, lr 0.0002; head, lr {variant['chosen']:g}\n" in capsys.readouterr().out
