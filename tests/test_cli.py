@@ -122,7 +122,13 @@ def test_the_published_recipe_and_flags_on_top_of_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "trainable"),
-    [("lora", "148,992"), ("prelayer", "39,385,344"), ("full", "124,441,344"), ("head", "1,536")],
+    [
+        ("lora", "148,992"),
+        ("prelayer", "39,385,344"),
+        ("full", "124,441,344"),
+        ("head", "1,536"),
+        ("prefix", "47,616"),
+    ],
 )
 def test_dry_run_on_gpt2_small(shared, capsys, tmp_path, monkeypatch, method, trainable):
     monkeypatch.chdir(tmp_path)

@@ -35,6 +35,7 @@ from lora_from_scratch.train import evaluate
 from lora_from_scratch.train.evaluate import compare, predict_logits
 
 METHODS = ("head", "full", "lora", "prelayer")
+KEPT = (*METHODS, "prefix")  # cannot be merged
 TEXTS = ["a warm and funny film .", "dull", "it is not a bad film , and the end is a triumph"]
 
 
@@ -42,7 +43,7 @@ TEXTS = ["a warm and funny film .", "dull", "it is not a bad film , and the end 
 def runs(tmp_path_factory) -> Path:
     """A folder with a run of every method that leaves something, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("runs")
-    for method in METHODS:
+    for method in KEPT:
         flags = ["--method", method, "--limit-train", "128", "--max-steps", "8", "--lr", "2e-3"]
         assert cli.main([*BUNDLED, *flags, "--output-dir", str(folder / method)]) == 0
     return folder
@@ -101,7 +102,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KEPT)
 def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path):
     flags = ["--dataset", "bundled", "--precision", "fp32", "--device", "cpu", "--output-dir", tmp_path]
     text = printed(capsys, "evaluate", "--adapter", runs / method, *flags)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
-from torch.nn.functional import cross_entropy, linear
-from transformers import GPT2ForSequenceClassification, GPT2Model, get_scheduler
+from torch.nn.functional import cross_entropy, layer_norm, linear
+from transformers import DynamicCache, GPT2ForSequenceClassification, GPT2Model, get_scheduler
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch import RunConfig, load_adapter, run
@@ -73,9 +73,9 @@ def plain_weights(base: Path, method: str) -> dict[str, torch.Tensor]:
         base, num_labels=2, pad_token_id=tokenizer.pad_token_id
     )
     torch.nn.init.normal_(model.score.weight, std=0.2, generator=generator("head"))
-    learns = {"full": "", "prelayer": ("transformer.wte.", "transformer.wpe.", "score."), "lora": "score."}[
-        method
-    ]
+    learns = {"full": "", "prelayer": ("transformer.wte.", "transformer.wpe.", "score.")}.get(
+        method, "score."
+    )
     weights = {name: p.requires_grad_(name.startswith(learns)) for name, p in model.named_parameters()}
     if method == "lora":
         draw = generator("adapter")
@@ -89,6 +89,12 @@ def plain_weights(base: Path, method: str) -> dict[str, torch.Tensor]:
             block.attn.c_attn.register_forward_hook(
                 lambda _, x, y, A=A, B=B: y + 6.0 / 3 * linear(linear(x[0], A), B)
             )
+    if method == "prefix":
+        tokens = torch.randint(8192, (1, 5), generator=generator("adapter"))
+        states = model.eval().transformer(tokens, output_hidden_states=True).hidden_states
+        for i, state in enumerate(states[:2]):  # what comes into each of the two blocks
+            start = layer_norm(state[0].detach(), (16,))
+            weights[f"transformer.h.{i}.prefix"] = start.clone().requires_grad_()
     trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
     groups = [
         {"params": [w for w in trained.values() if w.ndim == 2], "weight_decay": DECAY},
@@ -102,7 +108,9 @@ def plain_weights(base: Path, method: str) -> dict[str, torch.Tensor]:
     sentences = examples.token_ids.split(examples.lengths.tolist())
     model.train()
     for batch in batches:
-        logits = torch.cat([model(input_ids=sentences[i][None]).logits for i in batch])
+        logits = torch.cat(
+            [model(sentences[i][None], **before(model, weights, len(sentences[i]))).logits for i in batch]
+        )
         cross_entropy(logits, examples.labels[batch]).backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
@@ -111,8 +119,20 @@ def plain_weights(base: Path, method: str) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in weights.items()}
 
 
+def before(
+    model: GPT2ForSequenceClassification, weights: dict[str, torch.Tensor], length: int
+) -> dict[str, object]:
+    """Keys and values of the prefixes, as the past of a sentence whose positions begin at 0."""
+    cache = DynamicCache()
+    for i, block in enumerate(model.transformer.h):
+        if (prefix := weights.get(f"transformer.h.{i}.prefix")) is not None:
+            _, *made = block.attn.c_attn(block.ln_1(prefix)[None]).split(16, dim=2)
+            cache.update(*(part.view(1, 5, 2, 8).transpose(1, 2) for part in made), i)
+    return {"past_key_values": cache, "position_ids": torch.arange(length)[None]} if len(cache.layers) else {}
+
+
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("method", ["full", "prelayer", "lora"])
+@pytest.mark.parametrize("method", ["full", "prelayer", "lora", "prefix"])
 def test_every_weight_is_the_one_of_a_plain_loop(base, method, plain):
     result = run(config(base, method, plain=plain))
     expected, start = plain_weights(base, method), prepare(config(base, method)).model.state_dict()
@@ -177,7 +197,7 @@ def test_under_bf16_the_frozen_base_is_kept_in_bf16_while_it_trains(base, monkey
     assert prepared.model.transformer.h[1].attn.c_attn.lora_A.dtype == torch.float32
 
 
-@pytest.mark.parametrize("method", ["lora", "head", "prelayer", "full"])
+@pytest.mark.parametrize("method", ["lora", "head", "prelayer", "prefix", "full"])
 def test_what_is_measured_is_what_the_files_hold(base, method, tmp_path):
     """Trained in bf16, measured in fp32 on the whole base: sentence by sentence what `predict` then says."""
     prepared = prepare(config(base, method, precision="bf16"))

@@ -40,6 +40,7 @@ WEIGHTS = {
     "full": {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"},
     "lora": {"adapter_config.json", "adapter_model.safetensors"},
     "prelayer": {"adapter_config.json", "adapter_model.safetensors"},
+    "prefix": {"trained.safetensors"},
 }
 
 
@@ -153,7 +154,7 @@ def test_the_record_says_what_was_measured_on_what(runs):
     assert record["accuracy"] == pytest.approx(100 * right / 20) and record["f1_of"] == "positive"
 
 
-@pytest.mark.parametrize("method", ["head", "full", "lora", "prelayer"])
+@pytest.mark.parametrize("method", ["head", "full", "lora", "prelayer", "prefix"])
 def test_the_card_says_what_how_and_how_to_load_it(runs, method):
     card = (runs / method / "README.md").read_text()
     values = json.loads((runs / method / "results.json").read_text())
@@ -161,7 +162,8 @@ def test_the_card_says_what_how_and_how_to_load_it(runs, method):
     assert opening == ""
     keys = dict(line.split(": ", 1) for line in front.splitlines() if ": " in line)
     assert keys["base_model"] == '"bundled"'
-    assert keys["library_name"] == ("peft" if method in ("lora", "prelayer") else "transformers")
+    library = {"lora": "peft", "prelayer": "peft", "prefix": "lora-from-scratch"}.get(method, "transformers")
+    assert keys["library_name"] == library
     for key in ("tags:\n- text-classification", 'datasets:\n- "bundled"', "metrics:\n- accuracy\n- f1"):
         assert key in front
     for said in (
@@ -175,26 +177,34 @@ def test_the_card_says_what_how_and_how_to_load_it(runs, method):
         "1 steps of 16 sentences",
         values["data"]["fingerprint"][:16],
         "python -m lora_from_scratch predict --adapter .",
-        "pipeline(",
     ):
         assert said in body, said
+    assert ("pipeline(" in body) == ("merge --adapter" in body or method == "full") == (method != "prefix")
     assert ("PeftModel.from_pretrained" in body) == (method in ("lora", "prelayer"))
     assert "None" not in card and "TODO" not in card and "{" not in card
 
 
-@pytest.mark.parametrize("method", ["head", "full", "lora", "prelayer"])
+@pytest.mark.parametrize("method", ["head", "full", "lora", "prelayer", "prefix"])
 def test_the_cards_commands_run_where_it_lies(runs, tmp_path, monkeypatch, capsys, method):
     """`test_predict_stops_quietly_when_nobody_reads_on` starts Python itself in such a place."""
     lies = shutil.copytree(runs / method, tmp_path / "elsewhere")
     monkeypatch.chdir(lies)
     commands = "".join(re.findall(r"```bash\n(.*?)```", (lies / "README.md").read_text(), re.S)).splitlines()
-    assert len(commands) == (1 if method == "full" else 2)
+    assert len(commands) == (1 if method in ("full", "prefix") else 2)
     for command in commands:
         program, *arguments = shlex.split(command.removeprefix("python -m "))
         assert program == "lora_from_scratch" and cli.main(arguments) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].split("\t")[0] in ("negative", "positive") and said[0].endswith("\ta text to classify")
-    assert method == "full" or "merged" in names(lies)
+    assert method in ("full", "prefix") or "merged" in names(lies)
+
+
+def test_the_cards_code_for_prefixes_runs(runs, monkeypatch):
+    monkeypatch.chdir(runs / "prefix")
+    code, found = Path("README.md").read_text().split("From Python:\n\n```python\n")[1].split("```")[0], {}
+    exec(code.replace("predict(load", "answers = predict(load"), found)
+    evaluated = json.loads(Path("results.json").read_text())["data"]["label_names"]
+    assert found["answers"][0].label in evaluated
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers

@@ -91,7 +91,7 @@ def test_no_module_and_no_function_is_too_long():
 
 def test_methods_are_known_by_name_in_their_own_room_alone():
     """Nobody else asks `if method == "lora"`: a comparison or a table with a method's name is a defect."""
-    names = {"none", "head", "full", "lora", "prelayer"}
+    names = {"none", "head", "full", "lora", "prelayer", "prefix"}
     for module, path in MODULES.items():
         if ".methods" in module:
             continue

@@ -40,6 +40,9 @@ def gpt2_small() -> GPT2ForSequenceClassification:
         # mlp.c_proj: 12 * 4 * (3072 + 768)
         ({"method": "lora", "target_modules": ("mlp.c_proj",)}, 184_320, 1_536, 124_625_664),
         ({"method": "prelayer"}, 39_383_808, 1_536, 124_441_344),
+        ({"method": "prefix"}, 46_080, 1_536, 124_487_424),
+        ({"method": "prefix", "freeze_head": True}, 46_080, 0, 124_487_424),
+        ({"method": "prefix", "prefix_length": 7}, 64_512, 1_536, 124_505_856),
     ],
 )
 def test_counts_on_gpt2_small(options, adapter, head, total):
@@ -55,6 +58,7 @@ LEARNS = {
     "full": lambda name: True,
     "lora": lambda name: name == "score.weight" or name.endswith(("c_attn.lora_A", "c_attn.lora_B")),
     "prelayer": lambda name: name in ("score.weight", "transformer.wte.weight", "transformer.wpe.weight"),
+    "prefix": lambda name: name == "score.weight" or name.endswith(".prefix"),
 }
 
 
@@ -94,6 +98,7 @@ def test_default_learning_rates_are_those_that_were_chosen():
         "full": (3e-4, 5e-5),
         "lora": (5e-4, 5e-4),
         "prelayer": (3e-4, 2e-4),
+        "prefix": (1e-2, 1e-2),
     }
     assert tiny_config().n_embd < 512
 

@@ -199,7 +199,10 @@ def test_devices_and_precisions():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "magic"}, "--method must be one of none, head, full, lora, prelayer, not 'magic'"),
+        (
+            {"method": "magic"},
+            "--method must be one of none, head, full, lora, prelayer, prefix, not 'magic'",
+        ),
         ({"precision": "int3"}, "--precision must be one of auto, fp32, bf16, fp16"),
         ({"rank": 0}, "--rank must be at least 1, not 0"),
         ({"epochs": 0}, "--epochs must be at least 1"),
