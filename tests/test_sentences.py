@@ -12,6 +12,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenize
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.formats import tensors
 from lora_from_scratch.formats.adapted import Adapted
+from lora_from_scratch.methods.prefix import Prefix, PrefixSettings
 
 
 class Case(NamedTuple):
@@ -763,6 +765,15 @@ def trained(shape: tuple[int, ...], **metadata: str) -> Callable[[], None]:
     return put
 
 
+def prefixes() -> None:
+    """A folder of prefixes for the bundled base."""
+    tokenizer, settings = load_tokenizer("bundled"), PrefixSettings()
+    model = load_model("bundled", ["bad", "good"], tokenizer.pad_token_id)
+    Path("adapter").mkdir()
+    adapted = Prefix().adapt(model, settings)
+    tensors.save(Adapted(adapted, tokenizer, "bundled", "prefix", asdict(settings)), Path("adapter"))
+
+
 CONFIG, WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 NO_REGEX = "is no regular expression"
 OR_LIST = "write .* for anything, or a list of names"
@@ -1007,6 +1018,48 @@ ADAPTERS: list[Case] = [
         "adapter-of-another-kind",
         f"error: {CONFIG}: peft_type is not LORA, the only kind that is implemented here: train one",
         adapter(peft_type="IA3"),
+    ),
+    inside(
+        "adapter-of-pefts-prefixes",
+        f"error: {CONFIG}: PEFT's PREFIX_TUNING learns keys and values, and moves the tokens behind them, as "
+        "--method prefix does not: load it with PEFT",
+        adapter(peft_type="PREFIX_TUNING"),
+    ),
+    inside(
+        "prefixes-merged",
+        "error: adapter: what --method prefix trains has no place in a plain checkpoint; use predict or "
+        "evaluate on the folder as it is",
+        prefixes,
+        "merge --adapter adapter --out merged",
+    ),
+    inside(
+        "prefixes-in-peft",
+        "error: adapter holds no adapter_config.json: it is not in the format that PEFT reads",
+        prefixes,
+        "verify --adapter adapter",
+    ),
+    inside(
+        "prefixes-of-no-settings",
+        "error: adapter/trained.safetensors: the settings of --method prefix are damaged (--prefix-length "
+        f"must be at least 1, not -3): {TAKE}",
+        trained((2, 256), method="prefix", settings='{"prefix_length": -3}'),
+    ),
+    inside(
+        "prefixes-that-are-not-there",
+        f"error: adapter/trained.safetensors: transformer.h.0.prefix is missing: {TOGETHER}",
+        trained((2, 256), method="prefix"),
+    ),
+    inside(
+        "prefixes-longer-than-the-model-reads",
+        "error: --prefix-length 129: this model has 128 positions; ask for fewer",
+        None,
+        f"{LOAD} bundled --method prefix --prefix-length 129",
+    ),
+    inside(
+        "prefixes-of-none",
+        "error: --prefix-length must be at least 1, not 0",
+        None,
+        f"{LOAD} bundled --method prefix --prefix-length 0",
     ),
     inside(
         "adapter-config-cut",
