@@ -27,9 +27,8 @@ LONGEST_HEADLINE = 250
 class Comparison:
     """One method, `a`, against the reference, `b`; the estimate is of a's accuracy less b's.
 
-    Better and worse go by `p_holm`, which counts how many comparisons were made; the interval is the
-    unadjusted one, of 95 % for this comparison alone. So it can leave out 0 where nothing is shown: the
-    sentence says so.
+    Better and worse go by `p_holm`, which counts how many comparisons were made; the interval is unadjusted,
+    the 95 % one of this comparison alone. So it can leave out 0 where nothing is shown: the sentence says so.
     With too few seeds no interval is made up, and what it would give is None.
     """
 
@@ -88,7 +87,8 @@ def headline(comparisons: Sequence[Comparison], means: Mapping[str, float | None
         return "No run is done."
     best = [name for name, mean in known.items() if mean == max(known.values())]
     opening = f"{_names(best)} {'has' if len(best) == 1 else 'have'} "
-    opening += f"{'the highest' if len(known) > 1 else 'a'} mean accuracy, {known[best[0]]:.2f} %"
+    opening += "the highest mean accuracy, " if len(known) > 1 else "a mean accuracy of "
+    opening += f"{known[best[0]]:.2f} %"
     against = f"{_names([reference])} ({known[reference]:.2f} %)" if reference in known else reference
     against = "it" if best == [reference] else against
     for naming in (_names, lambda names: str(len(names))):
@@ -97,7 +97,7 @@ def headline(comparisons: Sequence[Comparison], means: Mapping[str, float | None
             names = [each.a for each in comparisons if each.verdict == verdict]
             if names:
                 found.append((one if len(names) == 1 else several).format(naming(names)))
-        sentence = f"{opening}; against {against} {_listed(found, ', and ')}." if found else f"{opening}."
+        sentence = f"{opening}; against {against}, {_listed(found, ', and ')}." if found else f"{opening}."
         if len(sentence) <= LONGEST_HEADLINE:
             break
     return sentence
