@@ -23,6 +23,7 @@ FLOORS = [  # each may import from those before it, and within itself
     {"formats", "methods"},
     {"train"},
     {"runs"},
+    {"compare"},
     {"report"},
     {"cli", "__main__"},
 ]
