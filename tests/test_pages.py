@@ -4,6 +4,7 @@
 
 Two kinds of figure come from benchmarks/results: what stands between `<!-- from FILE.json: KIND -->` and
 `<!-- end -->`, by KIND's function below, and single ones: `57 %<!-- FILE.json: path.in.results:.0% -->`.
+Memory by arithmetic is computed anew.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from statistics import mean, median, stdev
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from lora_from_scratch import RunConfig, adapt
+from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
+from lora_from_scratch.compare.accounting import account_model
 from lora_from_scratch.report.tables import ACCURACY, f1_title
 from lora_from_scratch.train.evaluate import wilson
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = (ROOT, ROOT / "docs", ROOT / "lora_from_scratch")  # that the paths on a page start from
+PARTS = ("weights", "gradients", "moments", "activations")
 EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"(<!-- from (\S+): (\w+) -->\n)(.*?)(\n<!-- end -->)", re.S)
 FIGURE = re.compile(r"([-+\d.,]*\d(?: %)?)(<!-- (\S+\.json): ([^:]+):(\S+) -->)")
@@ -112,7 +120,48 @@ def epochs(file: dict) -> str:
     return f"{table(*rows)}\n\n{where}.\n`{file['command']}`"
 
 
-def load(name: str) -> dict:
+@cache
+def accounted(base: str, method: str, tokens: int, *targets: str) -> dict[str, int]:
+    """Bytes of a step on 16 sentences of so many tokens each, the masks as on a GPU."""
+    config = GPT2Config() if base == "GPT-2 small" else GPT2Config.from_pretrained(BUNDLED_MODEL)
+    with torch.device("meta"):
+        model = GPT2ForSequenceClassification(config)
+    asked = RunConfig(method=method, **({"target_modules": targets} if targets else {}))
+    return account_model(adapt(model, asked), 16, tokens, as_on_a_gpu=True)
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.3f}"
+
+
+def memory(_: None) -> str:
+    linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    rows = [["base", "method", *PARTS, "activations at 16 x 12"]]
+    for base, methods in {
+        "GPT-2 small": ("head", "lora", "prelayer", "full"),
+        "bundled": ("lora", "full"),
+    }.items():
+        for method in methods:
+            for targets in ((), linear) if method == "lora" and base == "GPT-2 small" else ((),):
+                long, short = (accounted(base, method, tokens, *targets) for tokens in (128, 12))
+                name = f"`{method}`{', all linear layers' if targets else ''}"
+                rows.append([base, name, *map(gib, [*long.values(), short["activations"]])])
+    return table(*rows)
+
+
+def published_memory(_: None) -> str:
+    """Beside the figures that the published table's author gives: what stays, and the peak."""
+    rows = [["method", "weights + gradients + moments", "table", "with activations", "notebook's peak"]]
+    for method, (stays, peak) in {"full": ("1.89", "6.01"), "lora": ("0.49", "2.99")}.items():
+        sizes = accounted("GPT-2 small", method, 128)
+        whole = sum(sizes.values())
+        rows.append([f"`{method}`", gib(whole - sizes["activations"]), stays, gib(whole), peak])
+    return table(*rows)
+
+
+def load(name: str) -> dict | None:
+    if not name.endswith(".json"):
+        return None  # computed anew
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
 
@@ -125,7 +174,7 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = {f.__name__: f for f in (methods, comparison, apart, rates, epochs)}
+    kinds = {f.__name__: f for f in (methods, comparison, apart, rates, epochs, memory, published_memory)}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
 
