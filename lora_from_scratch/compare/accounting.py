@@ -58,7 +58,7 @@ def account_model(
         precision: what the forward pass is autocast to.
         as_on_a_gpu: dropout's masks take a byte an element; a CPU keeps them as floats to multiply by.
     """
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _without_memory(model, mode).train()
     gradients = tensor_bytes(p for p in model.parameters() if p.requires_grad)
     with mode, _ByteMasks() if as_on_a_gpu else nullcontext():
