@@ -22,7 +22,6 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.loop import Forward
-from lora_from_scratch.fast.dropout import cheap_dropout
 from lora_from_scratch.fast.embedding_rows import occurring_rows
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
@@ -41,7 +40,7 @@ def account(prepared: Prepared) -> dict[str, int]:
     if precision == torch.bfloat16:
         keep_frozen_in_bf16(model)
     weights = tensor_bytes(model.parameters())
-    with cheap_dropout(model), occurring_rows(model, examples):
+    with occurring_rows(model, examples):
         return {**account_model(model, *shape, precision, fast_classify), "weights": weights}
 
 
@@ -59,7 +58,7 @@ def account_model(
         precision: what the forward pass is autocast to.
         as_on_a_gpu: dropout's masks take a byte an element; a CPU keeps them as floats to multiply by.
     """
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _without_memory(model, mode).train()
     gradients = tensor_bytes(p for p in model.parameters() if p.requires_grad)
     with mode, _ByteMasks() if as_on_a_gpu else nullcontext():
