@@ -115,6 +115,16 @@ def test_means_spread_and_intervals_are_those_of_the_runs(shared, template):
     assert "lr" not in found["settings"] and found["settings"]["batch_size"] == 16
 
 
+def test_runs_of_several_places_say_so(shared, template):
+    made = Made(shared, template, variants_of(shared, ["head", "lora"]))
+    assert made.summed()["environment"].keys() == template["environment"].keys()
+    made.fill({"head": 0.7, "lora": 0.8})
+    first, *_ = made.going.outcomes.values()
+    first["record"]["environment"] = {**template["environment"], "threads": 99}
+    found = made.summed()["environment"]
+    assert found == {**template["environment"], "threads": f"99 and {template['environment']['threads']}"}
+
+
 def test_what_is_missing_is_counted_and_never_ranks(shared, template):
     made = Made(shared, template, variants_of(shared, ["head", "full", "lora"]))
     made.fill({"lora": 0.8, "head": 0.7})

@@ -51,7 +51,7 @@ def comparison(
         "command": command,
         "date": date.today().isoformat(),
         "code": code_version(),
-        "environment": environment(torch.device(variants[0].config.device)),
+        "environment": _environment(going, variants),
         "model": " and ".join(dict.fromkeys(table.pop("model") for table in tables)),
         "reference": reference,
         "margin": margin,
@@ -62,6 +62,16 @@ def comparison(
         "stopped": going.stopped,
         "settings": {key: value for key, value in common.items() if key not in ("seed", "output_dir")},
         "datasets": tables,
+    }
+
+
+def _environment(going: Going, variants: Sequence[Variant]) -> Record:
+    """Where the runs were made; where they differ in it, all that there is."""
+    done = [one["record"]["environment"] for one in going.outcomes.values() if one["status"] == DONE]
+    places = done or [environment(torch.device(variants[0].config.device))]
+    seen = {key: list(dict.fromkeys(place.get(key) for place in places)) for key in places[0]}
+    return {
+        key: found[0] if len(found) == 1 else " and ".join(map(str, found)) for key, found in seen.items()
     }
 
 
