@@ -39,7 +39,8 @@ class Prefix(Method):
     name = "prefix"
     summary = "learned vectors before every block, and the head"
     saved_as = "Prefixes of every block"
-    rates = (1e-2, 1e-2)  # to be tuned
+    # To be tuned: of 3e-3, 1e-2 and 3e-2 on the bundled sentences, one seed each, 1e-2 left the lowest loss.
+    rates = (1e-2, 1e-2)
     format = "tensors"
     merges = False
     Settings = PrefixSettings
