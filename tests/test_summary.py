@@ -62,6 +62,7 @@ class Made:
             "f1": 50.0 + cell.seed,
             "steps": 10,
             "train_seconds": 10.0 + cell.seed,
+            "phase_seconds": {"forward": 6.0 + cell.seed, "backward": 4.0},
             "config": cell.config.as_dict(),
             "evaluation": {**self.template["evaluation"], "predictions": predictions},
             "memory": {"kind": "resident", "peak_bytes": 100 + cell.seed},
@@ -105,6 +106,7 @@ def test_means_spread_and_intervals_are_those_of_the_runs(shared, template):
         assert row["accuracy"]["interval"] == [e.low, e.high] and row["accuracy"]["kind"] == "crossed"
         assert row["f1"] == {"mean": 51.0, "sd": 1.0}
         assert row["seconds"] == {"median": 11.0, "min": 10.0, "max": 12.0} and row["peak_bytes"] == 102
+        assert row["phase_seconds"] == {"forward": 7.0, "backward": 4.0}
         assert [one["seed"] for one in row["runs"]] == [0, 1, 2]
     (one,) = table["comparisons"]
     e = crossed_difference(made.right("head"), made.right("lora"))

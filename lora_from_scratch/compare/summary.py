@@ -160,7 +160,10 @@ def _run(seed: int, outcome: Record | None) -> Record:
     if outcome["status"] == FAILED:
         return run
     record, memory = outcome["record"], outcome["record"]["memory"]
-    measured = {key: record[key] for key in ("accuracy", "f1", "train_seconds", "sentences_per_second")}
+    measured = {
+        key: record[key]
+        for key in ("accuracy", "f1", "train_seconds", "phase_seconds", "sentences_per_second")
+    }
     return {
         **run,
         **measured,
@@ -202,10 +205,17 @@ def _measured(going: Going, variant: Variant, runs: list[Record], correct: numpy
         "accuracy": _accuracy(done, correct) if done else None,
         "f1": {"mean": mean(f1s), "sd": stdev(f1s) if len(f1s) > 1 else None} if done else None,
         "seconds": {"median": median(seconds), "min": min(seconds), "max": max(seconds)} if seconds else None,
+        "phase_seconds": _mean_phases([run["phase_seconds"] for run in done]),
         "peak_bytes": max(peaks) if peaks else None,
         "memory_kind": record["memory"]["kind"] if record.get("memory") else None,
         "accounted": outcome.get("accounted"),
     }
+
+
+def _mean_phases(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Of data, forward, backward and optimizer; empty where they were not measured."""
+    phases = runs[0] if runs else {}
+    return {phase: mean(run[phase] for run in runs) for phase in phases}
 
 
 def _accuracy(done: list[Record], correct: numpy.ndarray) -> Record:
