@@ -145,6 +145,7 @@ def test_from_one_seed_no_interval_is_made():
     found = one(FULL[:1], LORA)
     assert found.sentence == "full ? lora: too few seeds (1 and 3)"
     assert found.advice.startswith("full needs at least 2 seeds")
+    assert one(FULL, LORA[:0]).sentence == "full ? lora: too few seeds (3 and 0)"
 
 
 def test_who_has_too_few_seeds_does_not_count_in_the_family():

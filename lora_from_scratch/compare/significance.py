@@ -128,7 +128,7 @@ def _least(
     most: int, expected: Callable[[Parts, int], Parts], a: Correct, b: Correct, level: float
 ) -> int | None:
     value, seen = _value_and_parts(a, b)
-    if value == 0 or seen is None:
+    if seen is None:
         return None
     numbers = range(2, most + 1)
     i = bisect_left(numbers, True, key=lambda it: expected(seen, it).detectable(level) <= abs(value))

@@ -51,7 +51,7 @@ def _log_gamma_ratio(a: float) -> float:
     """log(gamma(a + 1/2) / gamma(a)); by its series for large a, where both are huge and nearly equal."""
     if a < 20:
         return math.lgamma(a + 0.5) - math.lgamma(a)
-    return math.log(a) / 2 - 1 / (8 * a) + 1 / (192 * a**3) - 1 / (640 * a**5) + 17 / (14336 * a**7)
+    return math.log(a) / 2 - 1 / (8 * a) + 1 / (192 * a**3) - 1 / (640 * a**5)
 
 
 def _fraction(a: float, b: float, x: float) -> float:
