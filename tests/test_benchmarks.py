@@ -17,8 +17,8 @@ from transformers import GPT2ForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import keep_comparison
 import outcome
-from choose_learning_rate import hold_out_sentences, phrases
 from compare_methods import flags_of, slim, spread, table
 from roofline import operations, products
 from same_accuracy import plain_accuracy
@@ -28,37 +28,12 @@ from sides import Ours, Theirs, Work, as_examples, ratio
 from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli.flags import run_parser
-from lora_from_scratch.data.dataset import Split, load_dataset
+from lora_from_scratch.cli.main import main
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.train.measure import read_memory, reset_peak_memory
 
 QUICK = RunConfig(model="bundled", dataset="bundled", device="cpu", limit_train=16, max_steps=1)
-
-
-def test_phrases_are_the_runs_of_words():
-    assert phrases("a b c") == {"a", "b", "c", "a b", "b c", "a b c"}
-    assert phrases("a b c", 2) == {"a b", "b c", "a b c"}
-
-
-def test_a_held_out_sentence_takes_its_phrases_with_it():
-    long = [f"sentence {i} has more than eight words in it" for i in range(6)]
-    rows = [*long, "has more than eight words", "sentence 3", "in it", "elsewhere", "words in it elsewhere"]
-    train = Split(rows, list(range(len(rows))))
-    rest, held_out = hold_out_sentences(train, 2)
-    assert len(held_out) == 2 and set(held_out.sentences) < set(long)
-    assert "has more than eight words" not in rest.sentences and "in it" not in rest.sentences
-    assert {"elsewhere", "words in it elsewhere"} < set(rest.sentences)
-    assert [rows[label] for label in rest.labels] == rest.sentences
-
-
-def test_nothing_of_the_slice_is_left_in_sst2s_training_rows(shared):
-    train = load_dataset(str(shared / "data" / "sst2")).train
-    rest, held_out = hold_out_sentences(train, 200)
-    kept = set(rest.sentences)
-    assert not any(phrase in kept for sentence in held_out.sentences for phrase in phrases(sentence))
-    assert len(rest) > 0.95 * len(train)
-    assert sum(len(sentence.split()) for sentence in held_out.sentences) / 200 > 15
 
 
 @pytest.mark.parametrize(("layers", "rank"), [(2, 3), (4, 1)])
@@ -196,3 +171,29 @@ def load_model_without_dropout(folder: Path) -> str:
     values |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     (folder / "config.json").write_text(json.dumps(values))
     return str(folder)
+
+
+def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys):
+    """Its page shows numbers in the place of words, and its record has nothing sentence by sentence."""
+    rows = "".join(
+        f"{w} film number {i},{label}\n" for i in range(15) for w, label in (("good", 1), ("dull", 0))
+    )
+    (tmp_path / "mine.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    flags = ["--methods", "none", "head", "--seeds", "0", "1", "--max-steps", "1", "--precision", "fp32"]
+    flags += [
+        "--model",
+        "bundled",
+        "--dataset",
+        str(tmp_path / "mine.csv"),
+        "--output-dir",
+        str(tmp_path / "it"),
+    ]
+    assert main(["compare", *flags]) == 0
+    whole = (tmp_path / "it" / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(keep_comparison, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(sys, "argv", ["keep_comparison.py", str(tmp_path / "it"), "mine"])
+    keep_comparison.main()
+    kept = tmp_path / "root" / "benchmarks" / "results" / "mine"
+    page, record = ((kept / name).read_text(encoding="utf-8") for name in ("report.html", "results.json"))
+    assert "film number" in whole and "film number" not in page and "film number" not in record
+    assert "predictions" not in record and json.loads(record)["done"] == 4

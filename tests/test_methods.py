@@ -90,7 +90,7 @@ def test_lora_refuses_to_wrap_the_head_that_it_trains_whole(tiny_gpt2):
 
 
 def test_default_learning_rates_are_those_that_were_chosen():
-    """On the bundled base's width by benchmarks/choose_learning_rate.py, on GPT-2's as methods/ says."""
+    """On the bundled base's width on held-out sentences, on GPT-2's as methods/ says."""
     rates = {name: (method.default_lr(256), method.default_lr(768)) for name, method in METHODS.items()}
     assert rates == {
         "none": (None, None),

@@ -9,7 +9,7 @@ class Head(Method):
     name = "head"
     summary = "the classifier head alone (a linear probe)"
     saved_as = "A classifier head"
-    rates = (3e-3, 3e-3)  # chosen on the bundled base, by benchmarks/choose_learning_rate.py
+    rates = (3e-3, 3e-3)  # chosen on the bundled base, on held-out sentences (docs/commands.md)
     format = "tensors"
 
     def learns(self, model: object) -> list[object]:

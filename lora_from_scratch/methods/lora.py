@@ -54,7 +54,7 @@ class LoRA(Method):
     name = "lora"
     summary = "LoRA beside frozen layers, and the head"
     saved_as = "A LoRA adapter"
-    # Chosen on the bundled base, by benchmarks/choose_learning_rate.py; for bases as wide as GPT-2 the
+    # Chosen on the bundled base, on held-out sentences (docs/commands.md); for bases as wide as GPT-2 the
     # same, which the published table's author used in an earlier notebook; the table has 2e-4.
     rates = (5e-4, 5e-4)
     format = "peft"

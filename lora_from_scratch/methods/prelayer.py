@@ -13,7 +13,7 @@ class PreLayer(Method):
     name = "prelayer"
     summary = "the token and position embeddings, and the head"
     saved_as = "Token and position embeddings, tuned (PreLayer),"
-    # Chosen on the bundled base, by benchmarks/choose_learning_rate.py; for bases as wide as GPT-2 the
+    # Chosen on the bundled base, on held-out sentences (docs/commands.md); for bases as wide as GPT-2 the
     # published table's.
     rates = (3e-4, 2e-4)
     format = "peft"
