@@ -9,8 +9,8 @@ class Full(Method):
     name = "full"
     summary = "full fine-tuning"
     saved_as = "A fully fine-tuned model"
-    # Chosen on the bundled base, on held-out sentences (docs/commands.md); for bases as wide as GPT-2, what the
-    # published table's author found better there than the table's own 2e-4.
+    # Chosen on the bundled base, on held-out sentences (docs/commands.md); for bases as wide as GPT-2, what
+    # the published table's author found better there than the table's own 2e-4.
     rates = (3e-4, 5e-5)
     format = "checkpoint"
 
