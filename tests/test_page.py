@@ -395,10 +395,34 @@ def test_each_picture_shows_what_the_record_holds(kind, expected):
             total = sum(variant["accounted"].values()) / 1e6
             assert f"> {total:,.1f}<" in found["memory"].svg or f">{total:,.1f}<" in found["memory"].svg
             for part, size in variant["accounted"].items():
-                assert f"{part} {size / 1e6:,.1f} MB" in found["memory"].alt
+                text = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+                assert f"{part} {text}" in found["memory"].alt
     for one in dataset["comparisons"] if "differences" in found else ():
         told = f"{signed(one['difference'])} ({interval(one['interval'])})"
         assert told in found["differences"].alt and told in found["differences"].svg
+
+
+def test_memory_is_told_where_most_and_least_of_it_learns(pages):
+    variants = [v for v in KINDS["six"]["datasets"][0]["variants"] if v["accounted"]]
+    text = "".join(pages["six"].text)
+    for method in ("full", "head"):
+        (v,) = [v for v in variants if v["label"] == method]
+        learning = v["accounted"]["gradients"] + v["accounted"]["moments"]
+        told = f"{learning / 1e6:.1f} MB" if learning >= 1e6 else f"{learning / 1e3:.1f} kB"
+        assert f"{told} for {method} ({100 * learning / v['peak_bytes']:.3g} % of its peak)" in text
+    assert "Gradients and the optimizer" not in "".join(
+        pages["one seed"].text
+    )  # where nothing is accounted for
+
+
+def test_only_settings_that_differ_are_tabled(pages):
+    assert pages["ranks"].heads["data1-settings"] == ["variant", "rank"]
+    assert [row[1] for row in pages["ranks"].tables["data1-settings"]] == ["1", "4", "16", "64"]
+    assert pages["rates"].heads["data1-settings"] == ["variant", "learning rate"]
+    assert [row[1] for row in pages["rates"].tables["data1-settings"]] == ["2e-4", "6e-4", "2e-3"] * 2
+    rows = dict(pages["six"].tables["data1-settings"])
+    assert rows["none"] == "\u2013" and rows["lora"] == "1e-3"
+    assert "data1-settings" not in pages["nothing done"].tables
 
 
 def test_means_over_survivors_say_so(pages):

@@ -108,9 +108,12 @@ def _over_steps(
         return None
 
     def draw() -> object:
+        from matplotlib.ticker import MaxNLocator
+
         figure = drawing.figure(2.6)
         axes = figure.subplots()
         axes.set(xlabel="step", ylabel=what)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         methods: list[str] = []
         for variant, points in curves:
             look, nth = looks[variant["method"]], methods.count(variant["method"])
