@@ -93,10 +93,9 @@ def validation(dataset: Dataset, looks: Looks, name: str) -> Picture | None:
 
 
 def curve(variant: Variant, key: str, column: int) -> Curve:
-    """(step, mean over the finished runs), at the steps that all of them have."""
-    each = [{row[0]: row[column] for row in run[key]} for run in done(variant) if run[key]]
-    steps = sorted(set.intersection(*map(set, each))) if each else []
-    return [(step, sum(values[step] for values in each) / len(each)) for step in steps]
+    """(step, mean over the finished runs); the runs of a variant have the same steps."""
+    each = [run[key] for run in done(variant) if run[key]]
+    return [(rows[0][0], sum(row[column] for row in rows) / len(rows)) for rows in zip(*each, strict=False)]
 
 
 def _over_steps(
