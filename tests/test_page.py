@@ -399,6 +399,9 @@ def test_each_picture_shows_what_the_record_holds(kind, expected):
             for part, size in variant["accounted"].items():
                 text = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
                 assert f"{part} {text}" in found["memory"].alt
+    if "memory" in found:
+        accounted = any(variant["accounted"] for variant in dataset["variants"])
+        assert ("by arithmetic" in found["memory"].caption + found["memory"].svg) == accounted
     for one in dataset["comparisons"] if "differences" in found else ():
         told = f"{signed(one['difference'])} ({interval(one['interval'])})"
         assert told in found["differences"].alt and told in found["differences"].svg
