@@ -266,16 +266,18 @@ def test_sentences_are_counted_as_a_plain_loop_counts_them(comparison, shown):
 
 
 def test_flips_between_two_are_counted_both_ways(pages):
-    dataset = KINDS["six"]["datasets"][0]
-    one = dataset["comparisons"][0]
-    a, b = ({v["label"]: v for v in dataset["variants"]}[one[side]] for side in ("a", "b"))
-    each = [
-        [[r["predictions"][i] == t for r in done(v)] for v in (a, b)] for i, t in enumerate(dataset["labels"])
-    ]
-    most = [[sum(right) * 2 > len(right) for right in pair] for pair in each]
-    counts = most.count([True, False]), most.count([False, True])
+    (dataset,) = KINDS["six"]["datasets"]
+    variants = {v["label"]: v for v in dataset["variants"]}
     text = re.sub(r"\s+", " ", "".join(pages["six"].text))
-    assert "flips{:,} to {:,}".format(*counts) in text[text.index(one["sentence"], 500) :][:500]
+    for one in dataset["comparisons"]:
+        counts = [0, 0]
+        for i, truth in enumerate(dataset["labels"]):
+            right = [[r["predictions"][i] == truth for r in done(variants[one[side]])] for side in ("a", "b")]
+            a, b = (2 * sum(each) - len(each) for each in right)
+            counts[0] += a > 0 > b
+            counts[1] += a < 0 < b
+        told = text[text.rindex(one["sentence"]) :][:500]
+        assert f"flips{counts[0]:,} to {counts[1]:,}" in told
 
 
 @pytest.mark.parametrize("kind", ["six", "three classes, two datasets, unfinished"])
@@ -395,10 +397,37 @@ def test_each_picture_shows_what_the_record_holds(kind, expected):
             total = sum(variant["accounted"].values()) / 1e6
             assert f"> {total:,.1f}<" in found["memory"].svg or f">{total:,.1f}<" in found["memory"].svg
             for part, size in variant["accounted"].items():
-                assert f"{part} {size / 1e6:,.1f} MB" in found["memory"].alt
+                text = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+                assert f"{part} {text}" in found["memory"].alt
+    if "memory" in found:
+        accounted = any(variant["accounted"] for variant in dataset["variants"])
+        assert ("by arithmetic" in found["memory"].caption + found["memory"].svg) == accounted
     for one in dataset["comparisons"] if "differences" in found else ():
         told = f"{signed(one['difference'])} ({interval(one['interval'])})"
         assert told in found["differences"].alt and told in found["differences"].svg
+
+
+def test_memory_is_told_where_most_and_least_of_it_learns(pages):
+    variants = [v for v in KINDS["six"]["datasets"][0]["variants"] if v["accounted"]]
+    text = "".join(pages["six"].text)
+    for method in ("full", "head"):
+        (v,) = [v for v in variants if v["label"] == method]
+        learning = v["accounted"]["gradients"] + v["accounted"]["moments"]
+        told = f"{learning / 1e6:.1f} MB" if learning >= 1e6 else f"{learning / 1e3:.1f} kB"
+        assert f"{told} for {method} ({100 * learning / v['peak_bytes']:.3g} % of its peak)" in text
+    assert "Gradients and the optimizer" not in "".join(
+        pages["one seed"].text
+    )  # where nothing is accounted for
+
+
+def test_only_settings_that_differ_are_tabled(pages):
+    assert pages["ranks"].heads["data1-settings"] == ["variant", "rank"]
+    assert [row[1] for row in pages["ranks"].tables["data1-settings"]] == ["1", "4", "16", "64"]
+    assert pages["rates"].heads["data1-settings"] == ["variant", "learning rate"]
+    assert [row[1] for row in pages["rates"].tables["data1-settings"]] == ["2e-4", "6e-4", "2e-3"] * 2
+    rows = dict(pages["six"].tables["data1-settings"])
+    assert rows["none"] == "\u2013" and rows["lora"] == "1e-3"
+    assert "data1-settings" not in pages["nothing done"].tables
 
 
 def test_means_over_survivors_say_so(pages):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lora_from_scratch.report import drawing, numbers
 from lora_from_scratch.report.compared import Dataset, Variant, done, named
 from lora_from_scratch.report.drawing import Picture
 from lora_from_scratch.report.figures import Looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Curve = list[tuple[float, float]]
 
@@ -55,28 +59,35 @@ def memory(dataset: Dataset, looks: Looks, name: str) -> Picture | None:
     kind = next((variant["memory_kind"] for variant in variants if variant["memory_kind"]), "")
 
     def draw() -> object:
-        arithmetic, measured = drawing.rows(list(map(named, variants)), _peaks(variants), (3, 1.25))
-        lengths = drawing.stack(arithmetic, accounted, 1e6)
-        for y, total in enumerate(lengths):
-            if accounted[y]:
-                arithmetic.annotate(
-                    f" {total:,.1f}", (total, y), va="center", fontsize=8, annotation_clip=False
-                )
-        arithmetic.set(xlabel="MB by arithmetic")
-        arithmetic.set_xlim(0, 1.18 * max(*lengths, 1e-3))
+        ratios = (3, 1.25) if any(accounted) else (1,)
+        *arithmetic, measured = drawing.rows(list(map(named, variants)), _peaks(variants), ratios)
         for y, variant in enumerate(variants):
             if variant["peak_bytes"] is not None:
                 look = looks[variant["method"]]
                 measured.plot(variant["peak_bytes"] / 1e9, y, look.marker, color=look.colour, markersize=6)
         measured.set(xlabel="GB, peak")
         measured.set_xlim(left=0, right=1.15 * max([v["peak_bytes"] or 0 for v in variants] + [1e6]) / 1e9)
-        if any(accounted):
-            drawing.legend_below(arithmetic)
-        return arithmetic.figure
+        for axes in arithmetic:
+            _bars(axes, accounted)
+        return measured.figure
 
     alt = "Memory. " + " ".join(_memory_alt(variant, kind) for variant in variants)
-    caption = f"Bars: by arithmetic. Marks, on an axis of their own: the measured {kind} peak of the process."
-    return drawing.picture(name, "Memory, accounted for", caption, alt, draw)
+    caption = f"Marks: the measured {kind} peak of the process."
+    if any(accounted):
+        caption = (
+            f"Bars: by arithmetic. Marks, on an axis of their own: the measured {kind} peak of the process."
+        )
+    title = "Memory, accounted for" if any(accounted) else "Memory"
+    return drawing.picture(name, title, caption, alt, draw)
+
+
+def _bars(axes: Axes, accounted: Sequence[dict[str, float]]) -> None:
+    lengths = drawing.stack(axes, accounted, 1e6)
+    for y, total in enumerate(lengths):
+        if accounted[y]:
+            axes.annotate(f" {total:,.1f}", (total, y), va="center", fontsize=8, annotation_clip=False)
+    axes.set(xlabel="MB by arithmetic", xlim=(0, 1.18 * max(lengths)))
+    drawing.legend_below(axes)
 
 
 def losses(dataset: Dataset, looks: Looks, name: str) -> Picture | None:
@@ -93,10 +104,9 @@ def validation(dataset: Dataset, looks: Looks, name: str) -> Picture | None:
 
 
 def curve(variant: Variant, key: str, column: int) -> Curve:
-    """(step, mean over the finished runs), at the steps that all of them have."""
-    each = [{row[0]: row[column] for row in run[key]} for run in done(variant) if run[key]]
-    steps = sorted(set.intersection(*map(set, each))) if each else []
-    return [(step, sum(values[step] for values in each) / len(each)) for step in steps]
+    """(step, mean over the finished runs); the runs of a variant have the same steps."""
+    each = [run[key] for run in done(variant) if run[key]]
+    return [(rows[0][0], sum(row[column] for row in rows) / len(rows)) for rows in zip(*each, strict=False)]
 
 
 def _over_steps(
@@ -108,9 +118,12 @@ def _over_steps(
         return None
 
     def draw() -> object:
+        from matplotlib.ticker import MaxNLocator
+
         figure = drawing.figure(2.6)
         axes = figure.subplots()
         axes.set(xlabel="step", ylabel=what)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         methods: list[str] = []
         for variant, points in curves:
             look, nth = looks[variant["method"]], methods.count(variant["method"])

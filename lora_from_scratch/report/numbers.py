@@ -28,8 +28,10 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes, in MB or GB of 10^6 and 10^9."""
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:,.1f} MB"
+    """Bytes, in kB, MB or GB of 10^3, 10^6 and 10^9."""
+    if value >= 1e9:
+        return f"{value / 1e9:.2f} GB"
+    return f"{value / 1e6:.1f} MB" if value >= 1e6 or not value else f"{value / 1e3:.1f} kB"
 
 
 def count(number: int, noun: str) -> str:

@@ -120,7 +120,9 @@ def _sd(sd: float | None) -> str | None:
 
 def memory_sentence(dataset: Dataset) -> str | None:
     """What gradients and moments take where they take most and least, and how much of the peak that is."""
-    known = [v for v in dataset["variants"] if v["accounted"] and v["peak_bytes"]]
+    known = [
+        v for v in dataset["variants"] if v["accounted"] and v["peak_bytes"] and v["trainable_parameters"]
+    ]
     if len(known) < 2:
         return None
 
@@ -128,7 +130,7 @@ def memory_sentence(dataset: Dataset) -> str | None:
         return variant["accounted"]["gradients"] + variant["accounted"]["moments"]
 
     most, least = max(known, key=learning), min(known, key=learning)
-    shares = [f"{100 * learning(v) / v['peak_bytes']:.1f} % of its peak" for v in (most, least)]
+    shares = [f"{100 * learning(v) / v['peak_bytes']:.3g} % of its peak" for v in (most, least)]
     told = [
         f"{numbers.size(learning(v))} for {v['label']} ({share})"
         for v, share in zip((most, least), shares, strict=True)
