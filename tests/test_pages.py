@@ -138,7 +138,7 @@ def memory(_: None) -> str:
     linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     rows = [["base", "method", *PARTS, "activations at 16 x 12"]]
     for base, methods in {
-        "GPT-2 small": ("head", "lora", "prelayer", "full"),
+        "GPT-2 small": ("head", "prefix", "lora", "prelayer", "full"),
         "bundled": ("lora", "full"),
     }.items():
         for method in methods:
@@ -195,7 +195,7 @@ def test_no_plus_minus_that_leaves_open_what_it_is():
     sources = [
         path for folder in ("lora_from_scratch", "benchmarks", "docs") for path in (ROOT / folder).rglob("*")
     ]
-    texts = [path for path in [PAGES[0], *sources] if path.suffix in (".py", ".md", ".svg")]
+    texts = [path for path in [PAGES[0], *sources] if path.suffix in (".py", ".md", ".svg", ".html", ".css")]
     assert [
         path.name for path in texts if re.search(r"±|\+-\s*\d|\+/-", path.read_text(encoding="utf-8"))
     ] == []
