@@ -220,7 +220,7 @@ def test_what_is_read_at_once_is_refused_as_row_by_row(tmp_path, monkeypatch, co
         ("d.json", b"\n[\xff]", "d.json, line 2: not UTF-8; save the file as UTF-8"),
         (
             "d.parquet.gz",
-            gzip.compress(b"PAR1")[:-1],
+            gzip.compress(b"PAR1", mtime=0)[:-1],
             "d.parquet.gz: cannot be read (Compressed file ended before the end-of-stream marker was "
             "reached); check the file, or give another",
         ),
