@@ -1706,8 +1706,8 @@ PLANS = [
     Case(
         "nothing to tune",
         "tune --methods none",
-        "error: argument --methods: invalid choice: 'none'; did you mean lora? "
-        "(choose from head, full, lora, prelayer, prefix); see run.py tune --help",
+        "error: argument --methods: invalid choice: 'none' (choose from head, full, lora, prelayer, prefix); "
+        "see run.py tune --help",
     ),
     Case(
         "a value out of its range, among others",
