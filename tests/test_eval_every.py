@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import cache
 from itertools import count
 
 import pytest
@@ -16,6 +17,7 @@ from lora_from_scratch.core.gpt2 import classify
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
 from lora_from_scratch.runs.folder import METRICS, write_trained
 from lora_from_scratch.runs.prepare import Prepared, prepare
+from lora_from_scratch.runs.sources import Sources, find_sources
 from lora_from_scratch.train.evaluate import validate
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.precision import resolve_precision
@@ -31,9 +33,14 @@ ALL = [
 ]
 
 
+@cache
+def sources() -> Sources:
+    return find_sources(RunConfig(**QUICK), keep=True)
+
+
 def ready(**changes: object) -> Prepared:
     """A run over a few sentences, to be measured on others, which hold tokens that it does not train on."""
-    prepared = prepare(RunConfig(**{**QUICK, "precision": "fp32", **changes}))
+    prepared = prepare(RunConfig(**{**QUICK, "precision": "fp32", **changes}), sources())
     examples = prepared.validation_examples
     few = replace(
         examples,
