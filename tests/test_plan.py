@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,13 @@ import torch
 
 from lora_from_scratch.compare import cells as of_cells
 from lora_from_scratch.compare import going as of_going
+from lora_from_scratch.compare.accounting import account
 from lora_from_scratch.compare.cells import Cells, code_version, digest_of, key_of
 from lora_from_scratch.compare.going import Going, thinned
 from lora_from_scratch.compare.plan import Cell, Variant, asked_for, cells, named, strangers
 from lora_from_scratch.compare.shared import Shared
 from lora_from_scratch.errors import UserError
+from lora_from_scratch.formats import whole_files
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.runs.config import RECIPES, RunConfig
 from lora_from_scratch.runs.execute import run
@@ -28,6 +31,8 @@ from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.sources import find_sources
 
 ROOT = Path(__file__).parents[1]
+give_memory_back = of_going._give_memory_back
+LEFT = {"status": "done", "record": {}, "losses": [], "validation": [], "accounted": None}  # of a run
 REVIEWS = "".join(
     f"{word} film number {i},{label}\n" for i in range(15) for word, label in (("good", 1), ("dull", 0))
 )
@@ -39,6 +44,13 @@ def dataset(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("data") / "reviews.csv"
     path.write_text("text,label\n" + REVIEWS, encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch) -> None:
+    """Memory is neither accounted for nor given back: each takes longer than a run of these."""
+    monkeypatch.setattr(of_going, "account", lambda prepared: None)
+    monkeypatch.setattr(of_going, "_give_memory_back", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +95,30 @@ def test_a_label_names_what_differs_within_a_method():
     assert [v.differs for v in variants] == [{"rank": 1}, {"rank": 4}, {}]
 
 
+def test_settings_that_differ_have_labels_that_differ():
+    flags = {"lr": [1e-3, 0.00012345, 0.00012346, 0.1 + 0.2, 0.3], "plain": [False, True]}
+    labels = [variant.label for variant in named(asked_for(["head"], flags, {}))]
+    assert len(set(labels)) == 10 and labels[0] == "head, lr 0.001, plain no"
+    assert labels[3] == "head, lr 0.00012345, plain yes"
+
+
 def test_what_comes_to_the_same_is_run_once():
     twice = asked_for(["lora"], {"lr": [1e-5, 0.00001], "seed": [0, 1]}, {})
     assert len(twice) == 4 and len(named(twice)) == 1
+
+
+def test_a_dataset_is_one_however_its_path_is_spelled(quick, monkeypatch):
+    folder, name = os.path.split(quick.dataset)
+    monkeypatch.chdir(folder)
+    shared = Shared()
+    asked = [replace(quick, dataset=spelled) for spelled in (f"./{name}", name, quick.dataset)]
+    assert len(named(map(shared.decided, asked))) == 1 and len(shared.found()) == 1
+
+
+@pytest.mark.parametrize("changes", [{"target_modules": ("nonsense",)}, {"max_length": 5000}])
+def test_what_the_base_lacks_is_told_before_anything_is_run(quick, shared, changes):
+    with pytest.raises(UserError, match=r"nonsense|--max-length 5000"):
+        shared.decided(replace(quick, **changes))
 
 
 def test_methods_take_turns_within_a_seed():
@@ -145,20 +178,42 @@ def key(quick, shared) -> dict[str, object]:
 
 def test_a_cell_is_read_back_by_its_key_alone(tmp_path, key):
     cells = Cells(tmp_path)
-    written = cells.write(key, {"status": "done", "seconds": 1.5})
+    written = cells.write(key, {**LEFT, "seconds": 1.5})
     assert cells.read(json.loads(json.dumps(key))) == written
     (file,) = (tmp_path / "cells").iterdir()
     assert len(file.stem) == 32
-    file.write_text(file.read_text(encoding="utf-8").replace('"seed": 0', '"seed": 7'), encoding="utf-8")
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole.replace('"seed": 0', '"seed": 7'), encoding="utf-8")
     assert cells.read(key) is None, "its name fits, what it says does not"
-    file.write_text("{", encoding="utf-8")
+    for damaged in ("", "{", "[]", "null", whole.replace('"record"', '"other"'), '{"status": "failed"}'):
+        file.write_text(damaged, encoding="utf-8")
+        assert cells.read(key) is None, damaged
+    file.unlink()
+    file.mkdir()
     assert cells.read(key) is None
+    with pytest.raises(UserError, match="cannot be written: Is a directory; mend that"):
+        cells.write(key, LEFT)
+
+
+def test_two_processes_write_into_one_folder(tmp_path, key, monkeypatch):
+    """The other one makes the folder, and a cell in it, just before this one's cell appears."""
+    publish = whole_files._publish
+
+    def slower(path: Path) -> None:
+        (tmp_path / "cells").mkdir(exist_ok=True)
+        (tmp_path / "cells" / "other.json").touch()
+        publish(path)
+
+    monkeypatch.setattr(whole_files, "_publish", slower)
+    cells = Cells(tmp_path)
+    assert cells.write(key, LEFT) == cells.read(key)
+    assert len(list((tmp_path / "cells").iterdir())) == 2
 
 
 def test_everything_that_a_run_depends_on_is_in_its_key(tmp_path, quick, shared, key, monkeypatch):
     cells, decided = Cells(tmp_path), shared.decided(quick)
     digest = digest_of(shared(quick))
-    cells.write(key, {"status": "done"})
+    cells.write(key, LEFT)
     for changes in (
         {"rank": 3},
         {"seed": 1},
@@ -180,7 +235,7 @@ def test_everything_that_a_run_depends_on_is_in_its_key(tmp_path, quick, shared,
 
 def test_numbers_have_one_spelling(tmp_path, quick, shared):
     cells, digest = Cells(tmp_path), digest_of(shared(quick))
-    cells.write(key_of(replace(quick, alpha=16, lr=1e-5), digest), {"status": "done"})
+    cells.write(key_of(replace(quick, alpha=16, lr=1e-5), digest), LEFT)
     assert cells.read(key_of(replace(quick, alpha=16.0, lr=0.00001), digest))
 
 
@@ -202,7 +257,8 @@ def test_the_code_counts_and_its_comments_do_not(tmp_path, monkeypatch):
     code_version.cache_clear()
 
 
-def test_a_plan_is_gone_through_once(tmp_path, quick, shared):
+def test_a_plan_is_gone_through_once(tmp_path, quick, shared, monkeypatch):
+    monkeypatch.setattr(of_going, "account", account)
     plan = plan_of(quick, shared, "none", "lora", seeds=(0, 1))
     going = Going(Cells(tmp_path), shared)
     going.through(plan, "test")
@@ -222,6 +278,16 @@ def test_a_plan_is_gone_through_once(tmp_path, quick, shared):
     assert [step for step, _ in outcome["losses"]] == [1, 2] and outcome["validation"] == []
     assert len(outcome["load_average"]) == 2 and outcome["seconds"] > 0
     assert outcome["accounted"].keys() == {"weights", "gradients", "moments", "activations"}
+    assert outcome["warnings"] == []
+
+
+def test_memory_is_given_back_before_a_run(quick, shared, tmp_path, monkeypatch):
+    order: list[str] = []
+    monkeypatch.setattr(of_going, "_give_memory_back", lambda: order.append("given back"))
+    monkeypatch.setattr(of_going, "execute", lambda prepared: order.append(prepared.config.method))
+    Going(Cells(tmp_path), shared).through(plan_of(quick, shared, "none", "head"), "test")
+    assert order == ["given back", "none", "given back", "head"]
+    give_memory_back()  # as the system can
 
 
 @pytest.fixture
@@ -286,6 +352,41 @@ def test_three_equal_failures_in_a_row_end_it(tmp_path, quick, shared, failing):
     assert going.stopped == "3 equal failures in a row: RuntimeError: no memory"
 
 
+def test_a_rate_that_is_too_high_is_no_fault_of_all(tmp_path, quick, shared, failing):
+    too_high = UserError("the loss is nan after 20 steps: --lr 1 is too high for this run")
+    tried = failing({"head": too_high, "lora": too_high})
+    going = Going(Cells(tmp_path), shared)
+    going.through(plan_of(quick, shared, "head", "lora", seeds=(0, 1, 2)), "test")
+    assert len(tried) == 6 and going.stopped is None, "a tuning has to try such rates"
+
+
+def test_a_warning_names_its_run(tmp_path, quick, shared, monkeypatch, capsys):
+    def execute(prepared):
+        warnings.warn("the loss rose", stacklevel=1)
+        if prepared.config.method == "lora":
+            warnings.warn(f"it is {prepared.config.seed}", stacklevel=1)
+            warnings.warn("for developers", DeprecationWarning, stacklevel=1)
+        return original(prepared)
+
+    original = of_going.execute
+    monkeypatch.setattr(of_going, "execute", execute)
+    going = Going(Cells(tmp_path), shared)
+    going.through(plan_of(quick, shared, "head", "lora", seeds=(0, 1)), "test")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert lines == [
+        "warning: head, seed 0: the loss rose",
+        "warning: lora, seed 0: it is 0",
+        "warning: lora, seed 1: it is 1",
+    ]
+    told = [one["warnings"] for one in going.outcomes.values()]
+    assert told == [
+        ["the loss rose"],
+        ["the loss rose", "it is 0"],
+        ["the loss rose"],
+        ["the loss rose", "it is 1"],
+    ]
+
+
 def test_an_interruption_keeps_what_is_done(tmp_path, quick, shared, failing):
     failing({"lora": KeyboardInterrupt()})
     going = Going(Cells(tmp_path), shared)
@@ -304,29 +405,43 @@ def test_a_curve_is_thinned_to_means(quick):
 
 def test_the_time_left_is_what_runs_of_the_same_kind_took():
     head, full = (Cell(Variant(RunConfig(method=name), name, {}), 0) for name in ("head", "full"))
-    took = {head: {"seconds": 60.0}, full: {"seconds": 600.0}}
+    took = {head: {"status": "done", "seconds": 60.0}, full: {"status": "done", "seconds": 600.0}}
+    took[replace(full, seed=3)] = {"status": "failed", "seconds": 1.0}
     left = [replace(full, seed=1), replace(head, seed=1), replace(full, seed=2)]
     assert of_going._time_left(left, took) == ", 21 min left" and of_going._time_left(left, {}) == ""
+    assert of_going._time_left(left[:0], took) == ", under a minute left"
+    other_rate = Cell(Variant(RunConfig(method="full", lr=1.0), "full, lr 1", {}), 0)
+    other_method = Cell(Variant(RunConfig(method="lora"), "lora", {}), 0)
+    assert of_going._time_left([other_rate, other_method], took) == ", 16 min left"
+    other_data = Cell(Variant(RunConfig(method="full", dataset="other.csv"), "full", {}), 0)
+    assert of_going._time_left([other_data], took) == ", 6 min left", "its label says nothing of its length"
 
 
-def test_killed_and_started_again_it_goes_on(tmp_path, dataset):
-    """SIGKILL in the middle of a run: the cells that were finished stay, and no other is there."""
+def test_killed_and_started_again_it_goes_on(tmp_path, quick, shared, failing):
+    """SIGKILL in the middle of a plan: the cells that were finished stay, and no other is there."""
     command = [sys.executable, "run.py", "compare", "--methods", "none", "lora", "--seeds", "0", "1"]
-    command += ["--model", "bundled", "--dataset", dataset, "--epochs", "2", "--output-dir", str(tmp_path)]
-    cells, environment = tmp_path / "cells", {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command += ["--model", "bundled", "--dataset", quick.dataset, "--max-steps", "2", "--precision", "fp32"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--output-dir", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    while not (done := list(cells.glob("*.json"))) and process.poll() is None:
+    cells = tmp_path / "cells"
+    while not list(cells.glob("*.json")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert 1 <= len(done) < 4
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert (
-        f"4 planned, {len(done)} done" in again.stdout and "done        4 of 4 runs, 0 failed" in again.stdout
+
+    tried, going = failing({}), Going(Cells(tmp_path), shared)
+    plan = plan_of(quick, shared, "none", "lora", seeds=(0, 1))
+    going.through(plan, "test")
+    assert len(tried) == 4 - len(done), "what had finished is not run again"
+    assert set(going.outcomes) == set(plan) and all(
+        one["status"] == "done" for one in going.outcomes.values()
     )
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list(cells.glob("*.json"))) == 4

@@ -1688,6 +1688,11 @@ FRONT_DOOR += [
 ]
 
 
+def rates_of(method: str, settings: dict[str, object]) -> str:
+    variant = {"method": method, "settings": settings, "chosen": 1e-3}
+    return json.dumps({"kind": "rates", "sources": {"data": "", "base_weights": ""}, "variants": [variant]})
+
+
 MANY = "compare --model bundled --dataset bundled --dry-run"
 PLANS = [
     Case(
@@ -1739,14 +1744,60 @@ PLANS = [
     Case(
         "a folder of another kind",
         "tune --output-dir there",
-        "error: --output-dir 'there' holds a results.json of another kind; name another",
+        "error: --output-dir 'there' holds a results.json of another kind, or damaged; name another, or move "
+        "that away",
         {"there/results.json": '{"kind": "comparison"}'},
     ),
     Case(
         "a run's folder",
         "compare --output-dir there",
-        "error: --output-dir 'there' holds a results.json of another kind; name another",
+        "error: --output-dir 'there' holds a results.json of another kind, or damaged; name another, or move "
+        "that away",
         {"there/results.json": '{"kind": "run"}'},
+    ),
+    Case(
+        "a damaged record",
+        "compare --output-dir there",
+        "error: --output-dir 'there' holds a results.json of another kind, or damaged; name another, or move "
+        "that away",
+        {"there/results.json": '{"kind": "comp'},
+    ),
+    Case(
+        "a folder without a name",
+        "compare --output-dir ''",
+        "error: argument --output-dir: is empty; name a folder, or leave the flag out; see run.py compare "
+        "--help",
+    ),
+    Case(
+        "a comma at the end of a list",
+        "compare --target-modules attn.c_attn,",
+        "error: argument --target-modules: has a comma too many: 'attn.c_attn,'; see run.py compare --help",
+    ),
+    Case(
+        "layers that are none, among others",
+        f"{MANY} --methods head lora --target-modules attn.c_attn nonsense",
+        "error: target module 'nonsense' matches nothing; this model has attn.c_attn, attn.c_proj, mlp.c_fc, "
+        "mlp.c_proj, score",
+    ),
+    Case(
+        "rates of several datasets in one file",
+        "tune --dataset bundled d.csv",
+        "error: --dataset takes one value in tune, whose rates do not tell several apart; tune each into an "
+        "--output-dir of its own",
+        csv_of(*TWO),
+    ),
+    Case(
+        "rates of something else",
+        f"{MANY} --methods head --recipe tuned --rates mine.json",
+        "error: mine.json was not tuned on dataset 'bundled'; tune it with run.py tune, or name a rate with "
+        "--lr",
+        {"mine.json": rates_of("head", {})},
+    ),
+    Case(
+        "the seeds of the tuning",
+        f"{MANY} --methods head --recipe tuned --lr 1e-3 --rates mine.json --seeds 0 101",
+        "warning: rates are tuned with seeds 100 101 102, and suit these; name others than 101",
+        {"mine.json": rates_of("head", {})},
     ),
     Case(
         "a reference that is not compared",

@@ -115,6 +115,7 @@ def test_means_spread_and_intervals_are_those_of_the_runs(shared, template):
     assert table["headline"].startswith("lora has the highest mean accuracy")
     assert table["texts"] == shared(made.variants[0].config).dataset.validation.sentences
     assert "lr" not in found["settings"] and found["settings"]["batch_size"] == 16
+    assert "runs" not in table["headline"] + one["sentence"], "all are done"
 
 
 def test_runs_of_several_places_say_so(shared, template):
@@ -146,8 +147,10 @@ def test_what_is_missing_is_counted_and_never_ranks(shared, template):
     )
     assert [run["status"] for run in full["runs"]] == ["failed", "planned", "planned"]
     assert full["runs"][0]["error"] == "the loss is nan"
-    assert [one["a"] for one in found["datasets"][0]["comparisons"]] == ["head"]
-    assert "full" not in found["datasets"][0]["headline"] and lora["done"] == 3
+    (one,) = found["datasets"][0]["comparisons"]
+    assert one["a"] == "head" and one["sentence"].endswith(", over 2 of 3 runs of head")
+    headline = found["datasets"][0]["headline"]
+    assert "full" not in headline and headline.endswith(". Of 9 runs 5 are done.") and lora["done"] == 3
 
 
 def test_a_single_seed_has_wilsons_interval_and_no_verdict(shared, template):
@@ -194,6 +197,35 @@ def test_each_dataset_has_a_table_of_its_own(tmp_path, shared, template):
     assert [row["done"] for row in first["variants"]] == [3, 3]
     assert [row["done"] for row in second["variants"]] == [0, 0]
     assert (len(first["labels"]), len(second["labels"])) == (498, 4) and found["done"] == 6
+
+
+def test_what_was_trained_on_is_said_of_runs_that_train(shared, template):
+    """`none` takes no --limit-train: its record counts every sentence."""
+    made = Made(shared, template, variants_of(shared, ["none", "lora"], limit_train=[20]))
+    made.fill({"none": 0.5, "lora": 0.8})
+    for cell, one in made.going.outcomes.items():
+        count = cell.config.limit_train or 4000
+        one["record"] |= {
+            "steps": 10 * cell.config.way.trains,
+            "baseline": {"label": str(count), "accuracy": 50.0},
+        }
+        one["record"]["data"] = {**template["data"], "train_sentences": count}
+    (table,) = made.summed()["datasets"]
+    assert table["train_sentences"] == 20 and table["baseline"]["label"] == "20"
+
+
+def test_label_ids_of_another_train_split_are_not_mixed(tmp_path, template):
+    """A class more in train, and an id means another class: such runs share no table."""
+    for name, labels in (("train", "ac"), ("train2", "abc"), ("validation", "aca")):
+        rows = "".join(f"film {i} {label},{label}\n" for label in labels for i in range(4))
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    shared = Shared()
+    splits = {"dataset": [str(tmp_path)], "train_split": ["train", "train2"]}
+    made = Made(shared, template, variants_of(shared, ["head", "lora"], **splits))
+    first, second = made.summed(reference="head, train split train")["datasets"]
+    assert (first["label_names"], second["label_names"]) == (["a", "c"], ["a", "b", "c"])
+    assert sorted(set(first["labels"])) == [0, 1] and sorted(set(second["labels"])) == [0, 2]
+    assert [len(table["variants"]) for table in (first, second)] == [2, 2]
 
 
 def test_the_reference_is_named_beforehand(shared):

@@ -48,14 +48,14 @@ def test_five_rates_then_two_more_seeds_for_the_best_three():
     assert {rate: len(seeds) for rate, seeds in losses.items()} == {
         1e-4: 1, 3.2e-4: 3, 1e-3: 3, 3.2e-3: 3, 1e-2: 1
     }  # fmt: skip
-    assert chosen(losses) == 1e-3 and sum(map(len, losses.values())) == 11
+    assert chosen(1e-3, losses) == 1e-3 and sum(map(len, losses.values())) == 11
 
 
 @pytest.mark.parametrize(("best", "rates"), [(3.2e-2, 7), (1e-2, 6), (1e-4, 6), (3.2e-5, 7), (1.0, 7)])
 def test_the_grid_widens_where_the_best_lies_at_its_edge(best, rates):
     losses = searched(1e-3, bowl(best))
     assert len(losses) == rates and sum(map(len, losses.values())) == rates + 6
-    assert chosen(losses) == min(best, 1e-1)
+    assert chosen(1e-3, losses) == min(best, 1e-1)
 
 
 def test_what_failed_never_ranks():
@@ -63,28 +63,45 @@ def test_what_failed_never_ranks():
         return None if rate >= 3.2e-3 else bowl(1e-2)(rate, seed)
 
     losses = searched(1e-3, loss)
-    assert chosen(losses) == 1e-3 and losses[3.2e-3] == {100: None}
+    assert chosen(1e-3, losses) == 1e-3 and losses[3.2e-3] == {100: None}
     assert searched(1e-3, lambda rate, seed: None).keys() == {grid_rate(i) for i in range(-8, -3)}
-    assert chosen(searched(1e-3, lambda rate, seed: None)) is None
+    assert chosen(1e-3, searched(1e-3, lambda rate, seed: None)) is None
     shaky = searched(1e-3, lambda rate, seed: None if (rate, seed) == (1e-3, 102) else bowl(1e-3)(rate, seed))
-    assert chosen(shaky) in (3.2e-4, 3.2e-3), "one of its seeds failed"
+    assert chosen(1e-3, shaky) in (3.2e-4, 3.2e-3), "one of its seeds failed"
 
 
 def test_the_mean_over_seeds_decides():
-    lucky = {1e-3: {100: 0.1, 101: 0.9, 102: 0.9}, 1e-2: {100: 0.5, 101: 0.5, 102: 0.5}, 1e-1: {100: 0.01}}
-    assert chosen(lucky) == 1e-2
+    lucky = {1e-4: {100: 0.9}, 1e-3: {100: 0.1, 101: 0.9, 102: 0.9}, 1e-2: {100: 0.9}}
+    lucky |= {rate: dict.fromkeys(SEEDS, loss) for rate, loss in ((3.2e-4, 0.5), (3.2e-3, 0.6))}
+    assert chosen(1e-3, lucky) == 3.2e-4
 
 
-def test_the_parabola_goes_through_the_best_rate_and_its_neighbours():
-    def losses(middle: float, curvature: float) -> dict[float, dict[int, float]]:
+def test_nothing_is_chosen_while_runs_are_to_come():
+    losses = searched(1e-3, bowl(1e-3))
+    for rate, seed in ((3.2e-3, 102), (3.2e-4, 101)):  # the best has all its seeds by then
+        del losses[rate][seed]
+        assert chosen(1e-3, losses) is None
+    assert chosen(1e-3, {1e-3: dict.fromkeys(SEEDS, 0.5)}) is None and chosen(1e-3, {}) is None
+
+
+def test_the_parabola_goes_through_the_chosen_rate_and_its_neighbours():
+    def losses(middle: float, curvature: float) -> dict[float, dict[int, float | None]]:
         at = {grid_rate(i): i / 2 for i in range(-8, -3)}
         return {rate: {100: 0.3 + curvature / 2 * (log - middle) ** 2} for rate, log in at.items()}
 
-    found = parabola(losses(-2.9, 0.2))
+    found = parabola(1e-3, losses(-2.9, 0.2))
     assert found["curvature"] == pytest.approx(0.2) and found["loss"] == pytest.approx(0.3)
     assert found["vertex"] == pytest.approx(10**-2.9)
-    assert parabola(losses(-1.0, 0.2)) is None, "the best lies at the edge"
-    assert parabola({}) is None
+    assert parabola(1e-2, losses(-2.0, 0.2)) is None, "it lies at the edge"
+    assert parabola(None, losses(-2.9, 0.2)) is None and parabola(1e-3, losses(-2.9, -0.2)) is None
+
+    uneven = losses(-2.9, 0.2)
+    uneven[1e-3][101] = uneven[3.2e-3][101] = 9.0  # which 3.2e-4 was not run with
+    assert parabola(1e-3, uneven) == found
+    uneven[1e-2][101] = None
+    assert parabola(1e-3, uneven) == found
+    uneven[3.2e-4][100] = None
+    assert parabola(1e-3, uneven) is None, "a neighbour failed"
 
 
 def test_a_held_out_sentence_takes_along_every_row_that_is_part_of_it():
@@ -123,41 +140,39 @@ def test_a_dataset_of_one_sentence_cannot_hold_one_out():
         with_held_out(Dataset(one, one, ["0", "1"], "one"))
 
 
-@pytest.fixture
-def tuned(tmp_path, monkeypatch):
-    """A tuning of two methods on the bundled sentences; the loss of a run is made up from its rate."""
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A tuning of two methods on the bundled sentences; no run is made, its loss follows from its rate."""
     shared = Shared(with_held_out)
-    going = Going(Cells(tmp_path), shared)
+    going = Going(Cells(tmp_path_factory.mktemp("tuned")), shared)
 
-    def execute(prepared):
-        rate, best = prepared.config.lr, {"head": 1e-2, "lora": 1e-3}[prepared.config.method]
-        if rate == 1e-1:
+    def execute(config):
+        rate, best = config.lr, {"head": 1e-2, "lora": 1e-3}[config.method]
+        if rate == 3.2e-2:
             raise UserError("the loss is nan")
-        loss = bowl(best)(rate, prepared.config.seed)
+        loss = bowl(best)(rate, config.seed)
 
         class Result:
             training = None
 
             def as_dict(self):
-                config = {"lr": rate, "seed": prepared.config.seed}
-                return {
-                    "evaluation": {"loss": loss},
-                    "accuracy": 90.0,
-                    "train_seconds": 1.0,
-                    "config": config,
-                }
+                return {"evaluation": {"loss": loss}, "accuracy": 90.0, "train_seconds": 1.0}
 
         return Result()
 
-    monkeypatch.setattr(of_going, "execute", execute)
     flags = {"model": ["bundled"], "dataset": ["bundled"], "precision": ["fp32"]}
     configs = [shared.decided(config) for config in asked_for(["head", "lora"], flags, {})]
     tuning = Tuning(going, named(configs))
-    tuning.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_going, "prepare", lambda config, sources: config)
+        patch.setattr(of_going, "account", lambda config: None)
+        patch.setattr(of_going, "_give_memory_back", lambda: None)
+        patch.setattr(of_going, "execute", execute)
+        tuning.run()
     return tuning, shared, configs
 
 
-def test_a_tuning_goes_through_its_grid_and_writes_what_it_chose(tuned, tmp_path):
+def test_a_tuning_goes_through_its_grid_and_writes_what_it_chose(tuned):
     tuning, shared, configs = tuned
     record = tuning.record("python run.py tune", shared.data_fingerprint(configs[0]))
     head, lora = record["variants"]
@@ -166,13 +181,21 @@ def test_a_tuning_goes_through_its_grid_and_writes_what_it_chose(tuned, tmp_path
     assert [point["lr"] for point in head["points"]] == [3.2e-4, 1e-3, 3.2e-3, 1e-2, 3.2e-2]
     assert {len(point["runs"]) for point in lora["points"]} == {1, 3}
     assert "runs: head 11, lora 11" in record["budget"]
-    assert lora["parabola"]["vertex"] == pytest.approx(1e-3, rel=0.01)
+    assert lora["parabola"]["vertex"] == pytest.approx(1e-3, rel=0.01) and head["parabola"] is None
+    (failed,) = head["points"][-1]["runs"]
+    assert failed == {"seed": 100, "loss": None, "accuracy": None, "error": "the loss is nan"}
+    assert head["points"][-1]["mean_loss"] is None
     assert record["held_out"]["sentences"] > 100 and not set(SEEDS) & {0, 1, 2}
-    assert len(list((tmp_path / "cells").iterdir())) == 22
+    assert len(list(tuning.going.cells.folder.iterdir())) == 22
 
-    again = Tuning(Going(Cells(tmp_path), shared), tuning.variants)
+    again = Tuning(Going(tuning.going.cells, shared), tuning.variants)
+
+    def run(self, cell):
+        assert cell.config.lr == 3.2e-2, "repeated what had finished"
+        return tuning.going.outcomes[cell]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(of_going, "execute", lambda prepared: pytest.fail("repeated what had finished"))
+        patch.setattr(Going, "_run", run)
         again.run()
     assert again.record("", "")["variants"] == record["variants"]
 
@@ -185,9 +208,16 @@ def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
     assert (rates.rate(head, digest), rates.rate(lora, digest)) == (1e-2, 1e-3)
     assert rates.rate(replace(lora, method="none"), digest) is None
     assert rates.rate(replace(lora, seed=5), digest) == 1e-3
+    asked = asked_for(["head"], {"model": ["bundled"], "dataset": ["bundled"]}, {})
+    assert rates.rate(Shared().decided(asked[0]), digest) == 1e-2, "what is held out costs no epoch"
     for other in (replace(lora, rank=8), replace(lora, epochs=1), replace(lora, method="full")):
         with pytest.raises(UserError, match=f"no rate for {other.method}"):
             rates.rate(other, digest)
+    with pytest.raises(UserError, match="no rate for lora, alpha 8, batch size 4; tune it"):
+        rates.rate(replace(lora, alpha=8.0, batch_size=4), digest)
+    assert rates.lost(configs, digest) == rates.lost([*configs, replace(lora, rank=8)], digest) == []
+    assert rates.lost([replace(lora, rank=8), head], digest) == ["lora"]
+    assert rates.lost(configs, {**digest, "data": "another"}) == ["head", "lora"]
     for part in ("data", "base_weights"):
         with pytest.raises(UserError, match="was not tuned on"):
             rates.rate(lora, {**digest, part: "another"})

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from lora_from_scratch.compare.plan import asked_for, in_order, strangers
-from lora_from_scratch.compare.rates import TUNED, Rates
+from lora_from_scratch.compare.rates import FILE, SEEDS, TUNED, Rates, tuned_apart
 from lora_from_scratch.data.dataset import local_files
 from lora_from_scratch.data.files import open_table
 from lora_from_scratch.data.rows import Selection
@@ -116,15 +116,31 @@ def _check_plan(methods: list[str], output_dir: Path, dry_run: bool, kind: str, 
     positive(margin=own.get("margin"))
     if TUNED in recipes:
         Rates(own["rates"])
+        if taken := [str(seed) for seed in seeds if seed in SEEDS]:
+            told = f"rates are tuned with seeds {' '.join(map(str, SEEDS))}, and suit these; name others than"
+            warnings.warn(f"{told} {' '.join(taken)}", stacklevel=2)
+    if kind == "rates":
+        _check_one_base(methods, flags)
     if not dry_run:
         _check_plans_folder(output_dir, kind)
     own |= {"methods": in_order(methods), "output_dir": output_dir, "dry_run": dry_run}
     return {**own, "flags": flags}
 
 
+def _check_one_base(methods: list[str], flags: Flags) -> None:
+    """Refuse a list that rates.json would not tell apart, such as datasets."""
+    apart = set().union(*map(tuned_apart, methods))
+    for flag, values in flags.items():
+        if len(set(values)) > 1 and flag not in apart:
+            told = (
+                f"--{flag.replace('_', '-')} takes one value in tune, whose rates do not tell several apart"
+            )
+            raise UserError(f"{told}; tune each into an --output-dir of its own")
+
+
 def _check_plans_folder(folder: Path, kind: str) -> None:
     check_place(folder)
-    for name in (RESULTS, "rates.json"):
+    for name in (RESULTS, FILE):
         try:
             found = json.loads((folder / name).read_bytes())["kind"]
         except FileNotFoundError:
@@ -132,9 +148,8 @@ def _check_plans_folder(folder: Path, kind: str) -> None:
         except (OSError, ValueError, KeyError, TypeError):
             found = None
         if found != kind:
-            raise UserError(
-                f"--output-dir {quoted(folder, length=60)} holds a {name} of another kind; name another"
-            )
+            told = f"--output-dir {quoted(folder, length=60)} holds a {name} of another kind, or damaged"
+            raise UserError(f"{told}; name another, or move that away")
 
 
 def _check_dataset(name: str, selection: Selection, whole: bool = False) -> None:

@@ -162,7 +162,7 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
         add("--margin", type=float, metavar="POINTS", help="differences within it are called equivalent")
     add(
         "--output-dir",
-        type=Path,
+        type=_folder,
         default=PLANS[command],
         metavar="FOLDER",
         help=f"(default: {PLANS[command]})",
@@ -180,6 +180,12 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
     return parser
 
 
+def _folder(word: str) -> Path:
+    if not word:
+        raise argparse.ArgumentTypeError("is empty; name a folder, or leave the flag out")
+    return Path(word)
+
+
 def _yes_or_no(word: str) -> bool:
     if word not in ("yes", "no"):
         raise argparse.ArgumentTypeError(f"takes yes and no, not {quoted(word)}")
@@ -187,7 +193,10 @@ def _yes_or_no(word: str) -> bool:
 
 
 def _parts(word: str) -> tuple[str, ...]:
-    return tuple(word.split(","))
+    parts = tuple(word.split(","))
+    if "" in parts:
+        raise argparse.ArgumentTypeError(f"has a comma too many: {quoted(word)}")
+    return parts
 
 
 def _choice(names: Iterable[str]) -> dict[str, object]:

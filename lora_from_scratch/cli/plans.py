@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lora_from_scratch.compare.rates import FILE, TUNED, Rates
 from lora_from_scratch.compare.shared import Shared
 from lora_from_scratch.compare.summary import comparison, reference_among
 from lora_from_scratch.compare.tune import Tuning
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats.whole_files import write_whole
 from lora_from_scratch.report import page, rates_picture, screen
 from lora_from_scratch.report.exports import comparison_markdown
@@ -47,7 +48,8 @@ def compare(
     variants = plan.named(configs)
     cells = list(plan.cells(variants, seeds))
     reference = reference_among(variants, reference)
-    _tell(going, cells, f"{len(variants)} variants x {len(seeds)} seeds, compared with {reference}", shared)
+    sizes = f"{_counted(len(variants), 'variant')} x {_counted(len(seeds), 'seed')}"
+    _tell(going, cells, f"{sizes}, compared with {reference}", shared)
     if dry_run:
         return
     going.through(cells, "compare")
@@ -58,31 +60,48 @@ def compare(
     print(f"done        {found['done']} of {found['planned']} runs, {found['failed']} failed")
     print(f"written     {output_dir}: {', '.join([RESULTS, *written])}")
     _end(going, output_dir)
+    if not found["done"]:
+        raise UserError("every run failed, as told above; mend that and start the same command again")
 
 
 def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool) -> None:
-    """Choose the learning rate of each method and setting on held-out sentences; write rates.json."""
+    """Choose the learning rate of each method and setting on held-out sentences; write rates.json.
+
+    UserError where a method has no rate at the end, since its runs failed.
+    """
     shared = Shared(with_held_out)
     going = Going(Cells(output_dir), shared)
     configs = [c for c in _configs(going, methods, flags, None, None) if c.way.trains]
     tuning = Tuning(going, plan.named(configs))
     held_out = shared(configs[0]).dataset.validation_name
+    whole = shared.data_fingerprint(configs[0])
     _tell(going, [], f"{tuning.budget()}, judged by the loss on {held_out}", shared)
     if dry_run:
         return
+    _warn_of_lost_rates(output_dir / FILE, configs, {**going.digest(configs[0]), "data": whole})
     tuning.run()
-    found = tuning.record(_command(), shared.data_fingerprint(configs[0]))
+    found = tuning.record(_command(), whole)
     write_whole(output_dir / FILE, as_json(found))
     written = [FILE]
     if picture := rates_picture.draw(found):
         write_whole(output_dir / "rates.png", picture)
         written.append("rates.png")
     for variant in found["variants"]:
-        rate = "no rate yet" if variant["chosen"] is None else f"lr {variant['chosen']:g}"
+        rate = "no rate" if variant["chosen"] is None else f"lr {variant['chosen']:g}"
         print(f"{variant['label']:30} {rate}")
     print(f"runs        {found['budget']}")
     print(f"written     {output_dir}: {', '.join(written)}")
     _end(going, output_dir)
+    if without := [variant["label"] for variant in found["variants"] if variant["chosen"] is None]:
+        raise UserError(
+            f"no rate for {quoted(*without)}: runs failed, as told above; mend that and start again"
+        )
+
+
+def _warn_of_lost_rates(file: Path, configs: Sequence[RunConfig], sources: dict[str, str]) -> None:
+    if file.exists() and (lost := Rates(file).lost(configs, sources)):
+        told = f"{file} will lose the rates of {' and '.join(lost)} that it holds"
+        warnings.warn(f"{told}: name these, too (what is done is not run again)", stacklevel=2)
 
 
 def _configs(
@@ -115,14 +134,22 @@ def _tell(going: Going, cells: Sequence[Cell], what: str, shared: Shared) -> Non
 
 
 def _end(going: Going, folder: Path) -> None:
-    """How it ended, where that was before the plan's end."""
-    failed = [f"{cell}: {one['error']}" for cell, one in going.outcomes.items() if one["status"] != DONE]
-    for line in failed:
-        print(f"warning: {line}", file=sys.stderr)
+    """What failed and what was warned of, and how it ended, where that was before the plan's end."""
+    said: dict[str, list[str]] = {}
+    for cell, one in going.outcomes.items():
+        for text in [*one.get("warnings", []), *([one["error"]] if one["status"] != DONE else [])]:
+            said.setdefault(text, []).append(str(cell))
+    for text, runs in said.items():
+        more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        print(f"warning: {runs[0]}{more}: {text}", file=sys.stderr)
     if going.stopped == "interrupted":
         raise KeyboardInterrupt(f"; what is done is in {folder}, and the same command goes on from there")
     if going.stopped:
         raise UserError(f"{going.stopped}; mend that and start the same command again")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _command() -> str:

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from lora_from_scratch.base.fingerprint import fingerprints
-from lora_from_scratch.errors import UserError
+from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats.whole_files import write_whole
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.record import as_json
@@ -23,6 +23,7 @@ from lora_from_scratch.version import __version__
 
 FOLDER = "cells"
 DONE, FAILED = "done", "failed"
+MADE = {"record", "losses", "validation", "accounted"}  # what a run that is done leaves
 PACKAGE = Path(__file__).parents[1]
 ROOMS = ("core", "methods", "fast", "data", "base", "train", "runs")  # what computes a run's figures
 
@@ -37,7 +38,8 @@ class Cells:
         """What the run of this key left, if it has been there and can be read."""
         try:
             cell = json.loads(self._path(key).read_bytes())
-            return cell if cell["key"] == _plain(key) else None
+            whole = cell["status"] == FAILED or cell.keys() >= MADE
+            return cell if whole and cell["key"] == _plain(key) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -45,9 +47,11 @@ class Cells:
         """Keep what it left; returns it as it will be read. UserError if there is no room for it."""
         text = as_json({"key": _plain(key), **cell})
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # not by renaming: another process may be faster
             write_whole(self._path(key), text)
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be written: {error.strerror}; make room there") from error
+            told = f"{quoted(self.folder, length=60)} cannot be written: {error.strerror}"
+            raise UserError(f"{told}; mend that and start the same command again") from error
         return json.loads(text)
 
     def _path(self, key: dict[str, object]) -> Path:

@@ -5,8 +5,10 @@ import gc
 import os
 import sys
 import time
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 
 from tqdm import tqdm
@@ -21,6 +23,8 @@ from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.sources import Sources
 
 EQUAL_FAILURES = 3  # in a row end it: the fault is common to all
+OF_A_RATE = "--lr"  # in the error of a run whose rate was too high for it
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own time left knows no methods
 POINTS = 200  # of a loss curve
 
 
@@ -33,6 +37,7 @@ class Going:
     outcomes: dict[Cell, dict[str, object]] = field(default_factory=dict)
     stopped: str | None = None  # why it ended before the plan did
     _digests: dict[int, dict[str, str]] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)  # texts that were told
 
     def digest(self, config: RunConfig) -> dict[str, str]:
         """The digests of what the run is made from."""
@@ -44,26 +49,28 @@ class Going:
     def through(self, plan: Iterable[Cell], title: str) -> None:
         """Run what is not finished, under one bar with the time left; each outcome is kept at once.
 
-        A run that fails is noted and the others go on, until three equal failures in a row. Ctrl-C ends it,
-        and what is there stays. UserError if a result cannot be written.
+        A run that fails is noted and the others go on, until three equal failures in a row that are not those
+        of a rate: a tuning has to try such. Ctrl-C ends it, and what is there stays. UserError if a result
+        cannot be written.
         """
         plan = list(plan)
         keys = {cell: key_of(cell.config, self.digest(cell.config)) for cell in plan}
         found = {cell: self.cells.read(key) for cell, key in keys.items()}
         self.outcomes |= {cell: one for cell, one in found.items() if one and one["status"] == DONE}
         left = [cell for cell in plan if cell not in self.outcomes]
-        failures: list[str] = []
-        with tqdm(total=len(plan), initial=len(plan) - len(left), desc=title, unit="run") as bar:
+        errors: list[str | None] = []  # None of a run that is done
+        with tqdm(total=len(plan), initial=len(plan) - len(left), desc=title, bar_format=BAR) as bar:
             try:
                 for number, cell in enumerate(left):
                     bar.set_postfix_str(f"{cell}{_time_left(left[number:], self.outcomes)}")
                     outcome = self.cells.write(keys[cell], self._run(cell))
                     self.outcomes[cell] = outcome
                     bar.update()
-                    tqdm.write(f"{cell}: {_told(outcome)}", file=sys.stderr)
-                    failures = [*failures, outcome["error"]] if outcome["status"] == FAILED else []
-                    if len(failures) >= EQUAL_FAILURES and len(set(failures[-EQUAL_FAILURES:])) == 1:
-                        self.stopped = f"{EQUAL_FAILURES} equal failures in a row: {failures[-1]}"
+                    self._tell(cell, outcome)
+                    error = outcome.get("error")
+                    errors = [*errors, error][-EQUAL_FAILURES:]
+                    if error and OF_A_RATE not in error and errors == [error] * EQUAL_FAILURES:
+                        self.stopped = f"{EQUAL_FAILURES} equal failures in a row: {error}"
                         return
             except KeyboardInterrupt:
                 self.stopped = "interrupted"
@@ -71,12 +78,20 @@ class Going:
     def _run(self, cell: Cell) -> dict[str, object]:
         _give_memory_back()
         load, started = _load_average(), time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")  # also what another run was warned of before
+            outcome = self._outcome(cell)
+        times = {"load_average": [load, _load_average()], "seconds": time.perf_counter() - started}
+        told = dict.fromkeys(str(one.message) for one in caught if one.category is UserWarning)
+        return {**outcome, "warnings": list(told), **times}
+
+    def _outcome(self, cell: Cell) -> dict[str, object]:
         try:
             prepared = prepare(cell.config, self.sources(cell.config))
             accounted = account(prepared)
             result = execute(prepared)
             metrics = result.training.metrics if result.training else []
-            outcome = {
+            return {
                 "status": DONE,
                 "record": result.as_dict(),
                 "losses": thinned([(row["step"], row["loss"]) for row in metrics]),
@@ -88,14 +103,16 @@ class Going:
                 "accounted": accounted,
             }
         except Exception as error:  # whatever it is, the other runs may do without it
-            said = (
-                first_line(error)
-                if isinstance(error, UserError)
-                else f"{type(error).__name__}: {first_line(error)}"
-            )
-            outcome = {"status": FAILED, "error": said}
-        times = {"load_average": [load, _load_average()], "seconds": time.perf_counter() - started}
-        return {**outcome, **times}
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            return {"status": FAILED, "error": kind + first_line(error)}
+
+    def _tell(self, cell: Cell, outcome: dict[str, object]) -> None:
+        """A line under the bar, and one for each warning that no run has had before."""
+        tqdm.write(f"{cell}: {_told(outcome)}", file=sys.stderr)
+        for text in outcome["warnings"]:
+            if text not in self._warned:
+                tqdm.write(f"warning: {cell}: {text}", file=sys.stderr)
+        self._warned.update(outcome["warnings"])
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
@@ -114,18 +131,20 @@ def _told(outcome: dict[str, object]) -> str:
 
 
 def _time_left(left: Sequence[Cell], outcomes: dict[Cell, dict[str, object]]) -> str:
-    """What runs of the same variants took, as far as any has been run."""
-    seconds = {cell: one["seconds"] for cell, one in outcomes.items()}
-    if not seconds:
+    """By what runs took that differ in seed and learning rate alone, else by what all did."""
+    took: dict[RunConfig, list[float]] = defaultdict(list)
+    for cell, outcome in outcomes.items():
+        if outcome["status"] == DONE:
+            took[_kind(cell)].append(outcome["seconds"])
+    if not took:
         return ""
-    of = {variant: [s for c, s in seconds.items() if c.variant.label == variant] for variant in _labels(left)}
-    usual = mean(seconds.values())
-    minutes = sum(mean(of[cell.variant.label] or [usual]) for cell in left) / 60
-    return f", {minutes:.0f} min left"
+    usual = [seconds for of_kind in took.values() for seconds in of_kind]
+    minutes = sum(mean(took.get(_kind(cell), usual)) for cell in left) / 60
+    return f", {minutes:.0f} min left" if minutes >= 1 else ", under a minute left"
 
 
-def _labels(cells: Iterable[Cell]) -> set[str]:
-    return {cell.variant.label for cell in cells}
+def _kind(cell: Cell) -> RunConfig:
+    return replace(cell.variant.config, lr=None)
 
 
 def _load_average() -> float | None:

@@ -81,8 +81,8 @@ def named(configs: Iterable[RunConfig]) -> list[Variant]:
         like = [other.as_dict() for other in same]
         mine = config.as_dict()
         differs = {name: mine[name] for name in mine if any(other[name] != mine[name] for other in like)}
-        settings = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in differs.items()]
-        variants.append(Variant(config, ", ".join([config.method, *settings]), differs))
+        label = ", ".join([config.method, *(setting(name, value) for name, value in differs.items())])
+        variants.append(Variant(config, label, differs))
     return variants
 
 
@@ -91,13 +91,15 @@ def cells(variants: Sequence[Variant], seeds: Iterable[int]) -> Iterator[Cell]:
     return (Cell(variant, seed) for seed in seeds for variant in variants)
 
 
-def shown(value: object) -> str:
-    """A setting's value in a label."""
+def setting(name: str, value: object) -> str:
+    """A setting as labels have it: "rank 4". Two that differ never look alike."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        value = "yes" if value else "no"
+    elif isinstance(value, float):
+        value = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    elif isinstance(value, tuple):
+        value = "+".join(map(str, value))
+    return f"{name.replace('_', ' ')} {value}"
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

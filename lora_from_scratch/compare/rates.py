@@ -1,13 +1,17 @@
 """The learning rates that a tuning chose, for whoever compares with `--recipe tuned`."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+from lora_from_scratch.compare.plan import setting
 from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.methods import method_named
 from lora_from_scratch.runs.config import RunConfig
 
 FILE, TUNED = "rates.json", "tuned"  # TUNED: the recipe that reads it
 OF_TRAINING = ("epochs", "max_steps", "batch_size", "weight_decay", "limit_train")
+SEEDS = (100, 101, 102)  # of a tuning: others than a comparison's
 ADVICE = "tune it with run.py tune, or name a rate with --lr"
 
 
@@ -19,11 +23,9 @@ class Rates:
         self.path = path
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            self._sources = record["sources"]
-            chosen = [(one["method"], one["settings"], one["chosen"]) for one in record["variants"]]
-            self._chosen = [
-                (method, settings, float(lr)) for method, settings, lr in chosen if lr is not None
-            ]
+            self._sources = {what: record["sources"][what] for what in ("data", "base_weights")}
+            variants = [(one["method"], dict(one["settings"]), one["chosen"]) for one in record["variants"]]
+            self._chosen = [(method, of, float(lr)) for method, of, lr in variants if lr is not None]
         except FileNotFoundError:
             raise UserError(
                 f"--recipe tuned: there is no {path}; run.py tune writes it, or name another with --rates"
@@ -38,20 +40,31 @@ class Rates:
         """
         if not config.way.trains:
             return None
-        for what, name in (
-            ("data", f"dataset {quoted(config.dataset)}"),
-            ("base_weights", f"model {quoted(config.model)}"),
-        ):
-            if sources[what] != self._sources[what]:
-                raise UserError(f"{self.path} was not tuned on {name}; {ADVICE}")
-        asked = settings_of(config)
+        for what, digest in self._sources.items():
+            if sources[what] != digest:
+                flag, name = ("dataset", config.dataset) if what == "data" else ("model", config.model)
+                raise UserError(f"{self.path} was not tuned on {flag} {quoted(name)}; {ADVICE}")
+        asked, lacking = settings_of(config), []
         for method, settings, lr in self._chosen:
-            if method == config.method and settings == asked:
-                return lr
-        own = ", ".join(f"{name} {value}" for name, value in list(asked.items())[: -len(OF_TRAINING)])
-        raise UserError(
-            f"{self.path} has no rate for {config.method} with {own or 'these settings'}; {ADVICE}"
-        )
+            if method == config.method:
+                if settings == asked:
+                    return lr
+                lacking.append([name for name in asked if asked[name] != settings.get(name)])
+        least = min(lacking, key=len, default=[])  # of the one that is most like it
+        label = ", ".join([config.method, *(setting(name, config.as_dict()[name]) for name in least)])
+        raise UserError(f"{self.path} has no rate for {label}; {ADVICE}")
+
+    def lost(self, configs: Iterable[RunConfig], sources: dict[str, str]) -> list[str]:
+        """The methods of rates that these configs, with every choice decided, do not ask for again."""
+        same = all(sources[what] == digest for what, digest in self._sources.items())
+        asked = [(config.method, settings_of(config)) for config in configs if same]
+        gone = [method for method, settings, _ in self._chosen if (method, settings) not in asked]
+        return list(dict.fromkeys(gone))
+
+
+def tuned_apart(method: str) -> set[str]:
+    """The flags whose values have a rate each."""
+    return {*method_named(method).Settings.__dataclass_fields__, *OF_TRAINING}
 
 
 def settings_of(config: RunConfig) -> dict[str, object]:

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import fields, replace
 
+from lora_from_scratch.base.load import lasting_name
 from lora_from_scratch.data.dataset import Dataset
 from lora_from_scratch.data.rows import Selection
-from lora_from_scratch.runs.config import RunConfig
+from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.runs.prepare import decided
+from lora_from_scratch.runs.random_draws import generator_for
 from lora_from_scratch.runs.sources import Sources, find_sources
 
-OF_SOURCES = ("model", "dataset", "random_init", "positive_class", *(f.name for f in fields(Selection)))
+NAMED = ("model", "dataset")  # one however its path is spelled
+OF_SOURCES = ("random_init", "positive_class", *(f.name for f in fields(Selection)))
 
 
 class Shared:
@@ -21,12 +24,11 @@ class Shared:
     def __call__(self, config: RunConfig) -> Sources:
         key = _key(config)
         if key not in self._found:
-            sources = find_sources(config, keep=True)
-            whole = sources.dataset.fingerprint()
-            sources = replace(sources, dataset=self._of(sources.dataset))
-            named = replace(config, model=sources.model_name, dataset=sources.dataset_name)
-            self._found[key] = self._found.setdefault(_key(named), sources)
-            self._read[id(self._found[key])] = whole
+            read = find_sources(config, keep=True)
+            named = replace(config, model=read.model_name, dataset=read.dataset_name)
+            made = replace(read, dataset=self._of(read.dataset))
+            self._found[key] = self._found.setdefault(_key(named), made)
+            self._read.setdefault(id(self._found[key]), (read, read.dataset.fingerprint()))
         return self._found[key]
 
     def found(self) -> list[Sources]:
@@ -35,13 +37,20 @@ class Shared:
 
     def data_fingerprint(self, config: RunConfig) -> str:
         """Of the dataset as it was read, whatever was made of it."""
-        return self._read[id(self(config))]
+        return self._read[id(self(config))][1]
 
     def decided(self, config: RunConfig) -> RunConfig:
-        """The config with every open choice filled in."""
-        sources = self(config)
-        return decided(config, sources, sources.base(config.seed).config)
+        """The config with every open choice filled in. UserError if the base lacks what it names.
+
+        That goes by the dataset as it was read: where sentences are held out, runs are as long as with them.
+        """
+        read, _ = self._read[id(self(config))]
+        model = read.base(config.seed)
+        config = decided(config, read, model.config)
+        adapt(model, config, generator_for(config.seed, "adapter"))  # told now, not when its turn comes
+        return config
 
 
 def _key(config: RunConfig) -> tuple[object, ...]:
-    return tuple(getattr(config, name) for name in OF_SOURCES)
+    names = [(name := getattr(config, of)) and lasting_name(name) for of in NAMED]
+    return (*names, *(getattr(config, name) for name in OF_SOURCES))

@@ -36,7 +36,9 @@ def comparison(
     """What results.json of a comparison holds, and the page shows."""
     groups: dict[tuple, list[Variant]] = {}
     for variant in variants:
-        groups.setdefault(tuple(getattr(variant.config, name) for name in OF_DATA), []).append(variant)
+        names = going.sources(variant.config).dataset.label_names  # of other classes in train, the ids differ
+        key = (*names, *(getattr(variant.config, name) for name in OF_DATA))
+        groups.setdefault(key, []).append(variant)
     tables = [_dataset(going, group, seeds, reference, margin) for group in groups.values()]
     runs = [run for table in tables for variant in table["variants"] for run in variant["runs"]]
     common = variants[0].config.as_dict()
@@ -104,7 +106,9 @@ def _dataset(
         for cell, one in going.outcomes.items()
         if cell.variant in variants and one["status"] == DONE
     ]
-    record = records[0] if records else None
+    record = max(records, key=lambda one: (one["steps"] > 0, one["data"]["train_sentences"]), default=None)
+    planned, finished = (sum(row[key] for row in rows) for key in ("planned", "done"))
+    partly = f" Of {planned} runs {finished} are done." if 0 < finished < planned else ""
     return {
         "model": " and ".join(dict.fromkeys(one["model"] for one in records)) or sources.model_name,
         "name": record["dataset"] if record else sources.dataset_name,
@@ -114,9 +118,9 @@ def _dataset(
         "texts": validation.sentences,
         "train_sentences": record["data"]["train_sentences"] if record else len(sources.dataset.train),
         "baseline": record["baseline"] if record else None,
-        "headline": verdicts.headline(compared, means, reference) if means else "No run is done.",
+        "headline": verdicts.headline(compared, means, reference) + partly,
         "variants": rows,
-        "comparisons": [_as_row(one) for one in compared],
+        "comparisons": [_as_row(one, rows) for one in compared],
     }
 
 
@@ -132,8 +136,14 @@ def _compared(
     return found
 
 
-def _as_row(one: verdicts.Comparison) -> Record:
+def _as_row(one: verdicts.Comparison, rows: Sequence[Record]) -> Record:
     e = one.estimate
+    partly = [
+        f"{row['done']} of {row['planned']} runs of {row['label']}"
+        for row in rows
+        if row["label"] in (one.a, one.b) and row["done"] < row["planned"]
+    ]
+    over = f", over {' and '.join(partly)}" if partly else ""
     numbers = {
         "difference": e and e.value,
         "interval": e and [e.low, e.high],
@@ -143,7 +153,7 @@ def _as_row(one: verdicts.Comparison) -> Record:
         "p_holm": one.p_holm,
         "bootstrap": one.bootstrap and list(one.bootstrap),
     }
-    words = {"verdict": one.verdict, "sentence": one.sentence, "advice": one.advice}
+    words = {"verdict": one.verdict, "sentence": one.sentence + over, "advice": one.advice}
     return {"a": one.a, "b": one.b, **numbers, **words}
 
 

@@ -16,10 +16,9 @@ import torch
 from lora_from_scratch.compare.cells import DONE, code_version
 from lora_from_scratch.compare.going import Going
 from lora_from_scratch.compare.plan import Cell, Variant
-from lora_from_scratch.compare.rates import settings_of
+from lora_from_scratch.compare.rates import SEEDS, settings_of
 from lora_from_scratch.train.device import environment
 
-SEEDS = (100, 101, 102)  # others than a comparison's
 RATES, MOST = 5, 7  # of one variant: to begin with, and where the best lies at the edge
 BEST = 3  # that get the other seeds
 PER_DECADE = 2  # rates a factor of sqrt(10) apart
@@ -57,26 +56,33 @@ def wanted(start: float, losses: Losses) -> list[tuple[float, int]]:
     return [(rate, seed) for _, rate in ranked[:BEST] for seed in others if seed not in losses[rate]]
 
 
-def chosen(losses: Losses) -> float | None:
-    """The rate of the smallest mean loss among those that all seeds were run at, and none failed."""
+def chosen(start: float, losses: Losses) -> float | None:
+    """The rate of the smallest mean loss among those that all seeds were run at, and none failed.
+
+    None while runs are still to come: what is there may lack the best.
+    """
+    if wanted(start, losses):
+        return None
     whole = {rate: list(seeds.values()) for rate, seeds in losses.items() if len(seeds) == len(SEEDS)}
     means = {rate: mean(of) for rate, of in whole.items() if None not in of}
     return min(means, key=means.__getitem__) if means else None
 
 
-def parabola(losses: Losses) -> dict[str, float] | None:
-    """Through the mean losses at the best rate and its two neighbours, in log10 of the rate; None without.
+def parabola(rate: float | None, losses: Losses) -> dict[str, float] | None:
+    """Through the losses at the chosen rate and its two neighbours, in log10 of the rate; None without.
 
-    `vertex` is the rate at its lowest point, `loss` what it has there, `curvature` in nats per square decade.
+    They are means over the seeds that all three were run with. `vertex` is the rate at the lowest point,
+    `loss` what it has there, `curvature` in nats per square decade.
     """
-    means = {grid_index(r): mean(of) for r, seeds in losses.items() if None not in (of := [*seeds.values()])}
-    if not means:
+    if rate is None:
         return None
-    best = min(means, key=means.__getitem__)
-    near = [i for i in (best - 1, best, best + 1) if i in means]
-    if len(near) < 3:
+    best = grid_index(rate)
+    near = {i: losses.get(grid_rate(i), {}) for i in (best - 1, best, best + 1)}
+    seeds = set.intersection(*map(set, near.values()))
+    if not seeds or any(of[seed] is None for of in near.values() for seed in seeds):
         return None
-    a, b, c = numpy.polyfit([i / PER_DECADE for i in near], [means[i] for i in near], 2)
+    means = [mean(of[seed] for seed in seeds) for of in near.values()]
+    a, b, c = numpy.polyfit([i / PER_DECADE for i in near], means, 2)
     if a <= 0:
         return None
     vertex = -b / (2 * a)
@@ -148,17 +154,17 @@ class Tuning:
 
     def _variant(self, variant: Variant) -> dict[str, object]:
         losses = self.losses[variant.label]
-        points = []
-        for rate, seeds in sorted(losses.items()):
-            runs = [self._run(variant.label, rate, seed) for seed in sorted(seeds)]
+        rate, points = chosen(variant.config.lr, losses), []
+        for lr, seeds in sorted(losses.items()):
+            runs = [self._run(variant.label, lr, seed) for seed in sorted(seeds)]
             whole = [run["loss"] for run in runs]
-            points.append({"lr": rate, "runs": runs, "mean_loss": None if None in whole else mean(whole)})
+            points.append({"lr": lr, "runs": runs, "mean_loss": None if None in whole else mean(whole)})
         return {
             "label": variant.label,
             "method": variant.config.method,
             "settings": settings_of(variant.config),
-            "chosen": chosen(losses),
-            "parabola": parabola(losses),
+            "chosen": rate,
+            "parabola": parabola(rate, losses),
             "points": points,
         }
 
