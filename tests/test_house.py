@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_from_scratch.compare.cells import ROOMS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lora_from_scratch"
 MODULES = {
@@ -87,6 +89,12 @@ def test_no_module_and_no_function_is_too_long():
                 assert node.end_lineno - node.lineno < 45, f"{path}: {node.name}"
     core = sum(path.read_text().count("\n") for module, path in MODULES.items() if ".core" in module)
     assert core <= 450
+
+
+def test_a_cell_is_named_by_the_code_of_every_room_that_computes():
+    """`formats` reads and writes what a run leaves, which cells are made without."""
+    below = set().union(*FLOORS[: floor("lora_from_scratch.compare")])
+    assert set(ROOMS) == below - {"errors", "version", "formats"}
 
 
 def test_methods_are_known_by_name_in_their_own_room_alone():

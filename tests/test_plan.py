@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from lora_from_scratch.compare import cells as of_cells
 from lora_from_scratch.compare import going as of_going
@@ -233,6 +234,18 @@ def test_everything_that_a_run_depends_on_is_in_its_key(tmp_path, quick, shared,
     assert cells.read(key_of(decided, digest)) is None
 
 
+def test_other_data_is_another_cell(tmp_path, quick):
+    """Under the same name, which is all that the settings say of it."""
+    file = tmp_path / "reviews.csv"
+    digests = []
+    for label in (1, 0):
+        file.write_text(f"text,label\n{REVIEWS}a long film,{label}\n", encoding="utf-8")
+        digests.append(digest_of(Shared()(replace(quick, dataset=str(file)))))
+    first, second = digests
+    assert first.pop("data") != second.pop("data") and first == second
+    assert first.keys() == {"base_weights", "base_config", "tokenizer"}
+
+
 def test_numbers_have_one_spelling(tmp_path, quick, shared):
     cells, digest = Cells(tmp_path), digest_of(shared(quick))
     cells.write(key_of(replace(quick, alpha=16, lr=1e-5), digest), LEFT)
@@ -250,6 +263,10 @@ def test_the_code_counts_and_its_comments_do_not(tmp_path, monkeypatch):
         code_version.cache_clear()
         return code_version()["digest"]
 
+    assert (
+        code_version().items()
+        >= {"torch": torch.__version__, "transformers": transformers.__version__}.items()
+    )
     first = digest('"""A layer."""\ndef f(x):\n    """Twice."""\n    return 2 * x  # why\n')
     assert digest('"""The layer."""\n\n\ndef f(x):\n    """Two times."""\n    return 2 * x\n') == first
     assert digest("def f(x):\n    return 3 * x\n") != first
@@ -281,11 +298,16 @@ def test_a_plan_is_gone_through_once(tmp_path, quick, shared, monkeypatch):
     assert outcome["warnings"] == []
 
 
-def test_memory_is_given_back_before_a_run(quick, shared, tmp_path, monkeypatch):
-    order: list[str] = []
+def test_memory_is_given_back_before_a_run_and_the_load_read_on_either_side(
+    quick, shared, tmp_path, monkeypatch
+):
+    order, loads = [], iter((0.5, 1.5, 2.5, 3.5))
+    monkeypatch.setattr(of_going, "_load_average", lambda: next(loads))
     monkeypatch.setattr(of_going, "_give_memory_back", lambda: order.append("given back"))
     monkeypatch.setattr(of_going, "execute", lambda prepared: order.append(prepared.config.method))
-    Going(Cells(tmp_path), shared).through(plan_of(quick, shared, "none", "head"), "test")
+    going = Going(Cells(tmp_path), shared)
+    going.through(plan_of(quick, shared, "none", "head"), "test")
+    assert [one["load_average"] for one in going.outcomes.values()] == [[0.5, 1.5], [2.5, 3.5]]
     assert order == ["given back", "none", "given back", "head"]
     give_memory_back()  # as the system can
 

@@ -82,6 +82,12 @@ def test_both_are_asked_for_where_neither_does_alone():
     )
 
 
+def test_runs_that_could_show_no_difference_say_so():
+    few = one(runs((0, 2), sentences=3), runs((1, 3), sentences=3))
+    assert few.estimate.detectable > 100
+    assert few.sentence == "full ~ lora: no difference shown, nor could these runs show one"
+
+
 def test_nothing_is_advised_where_nothing_was_seen():
     found = one(LORA, LORA)
     assert found.sentence == "full ~ lora: no difference shown, these runs tell 0.4 points apart"

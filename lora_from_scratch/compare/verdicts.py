@@ -130,6 +130,8 @@ def _rest(estimate: Estimate, verdict: str, family: int, margin: float | None) -
     if estimate.p < LEVEL:
         alone = f"alone it would be {value} points ({low} to {high})"
         return f": no difference shown among {family} comparisons; {alone}"
+    if estimate.detectable >= 100:
+        return ": no difference shown, nor could these runs show one"
     return f": no difference shown, these runs tell {_points(estimate.detectable)[0]} points apart"
 
 
