@@ -18,6 +18,7 @@ import transformers
 
 from lora_from_scratch.compare import cells as of_cells
 from lora_from_scratch.compare import going as of_going
+from lora_from_scratch.compare import shared as of_shared
 from lora_from_scratch.compare.accounting import account
 from lora_from_scratch.compare.cells import Cells, code_version, digest_of, key_of
 from lora_from_scratch.compare.going import Going, thinned
@@ -29,7 +30,7 @@ from lora_from_scratch.methods import METHODS
 from lora_from_scratch.runs.config import RECIPES, RunConfig
 from lora_from_scratch.runs.execute import run
 from lora_from_scratch.runs.prepare import prepare
-from lora_from_scratch.runs.sources import find_sources
+from lora_from_scratch.runs.sources import Sources, find_sources
 
 ROOT = Path(__file__).parents[1]
 give_memory_back = of_going._give_memory_back
@@ -116,8 +117,24 @@ def test_a_dataset_is_one_however_its_path_is_spelled(quick, monkeypatch):
     assert len(named(map(shared.decided, asked))) == 1 and len(shared.found()) == 1
 
 
-@pytest.mark.parametrize("changes", [{"target_modules": ("nonsense",)}, {"max_length": 5000}])
-def test_what_the_base_lacks_is_told_before_anything_is_run(quick, shared, changes):
+def test_what_stands_in_for_a_name_is_found_under_its_own(quick, monkeypatch):
+    asked: list[RunConfig] = []
+
+    def find(config: RunConfig, keep: bool) -> Sources:
+        asked.append(config)
+        return find_sources(replace(config, model="bundled", dataset=quick.dataset), keep)
+
+    monkeypatch.setattr(of_shared, "find_sources", find)
+    shared = Shared()
+    assert shared(shared.decided(RunConfig(method="head"))) is shared(RunConfig(method="lora"))
+    assert len(asked) == len(shared.found()) == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"target_modules": ("nonsense",)}, {"max_length": 5000}, {"positive_class": "nonsense"}]
+)
+def test_what_base_or_data_lack_is_told_before_anything_is_run(quick, shared, changes):
+    shared(quick)
     with pytest.raises(UserError, match=r"nonsense|--max-length 5000"):
         shared.decided(replace(quick, **changes))
 

@@ -119,6 +119,19 @@ def test_a_held_out_sentence_takes_along_every_row_that_is_part_of_it():
     assert hold_out(train, seed=1) != (rest, held_out) and hold_out(train) == (rest, held_out)
 
 
+def test_a_sentence_that_is_there_twice_is_a_whole_one():
+    rest, held_out = hold_out(Split([f"film {i} is good" for i in range(10)] * 2 + ["is good"] * 5, [1] * 25))
+    assert len(held_out) == 2 and "is good" not in held_out.sentences
+    assert set(held_out.sentences).isdisjoint(rest.sentences)
+
+
+def test_the_validation_sentences_are_not_looked_at():
+    train, validation = Split([f"film {i}" for i in range(20)], [0, 1] * 10), Split(["never seen"], [1])
+    dataset = with_held_out(Dataset(train, validation, ["0", "1"], "dev"))
+    assert dataset.validation_name == "2 sentences held out of train" and len(dataset.validation) == 2
+    assert set(dataset.validation.sentences) | set(dataset.train.sentences) == set(train.sentences)
+
+
 def test_nothing_of_sst2s_held_out_sentences_is_trained_on(shared):
     whole = load_dataset(str(shared / "data" / "sst2"))
     dataset = with_held_out(whole)
@@ -210,7 +223,9 @@ def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
     assert rates.rate(replace(lora, seed=5), digest) == 1e-3
     asked = asked_for(["head"], {"model": ["bundled"], "dataset": ["bundled"]}, {})
     assert rates.rate(Shared().decided(asked[0]), digest) == 1e-2, "what is held out costs no epoch"
-    for other in (replace(lora, rank=8), replace(lora, epochs=1), replace(lora, method="full")):
+    training = {"epochs": 1, "max_steps": 5, "batch_size": 8, "weight_decay": 0.5, "limit_train": 9}
+    others = [replace(lora, **{name: value}) for name, value in {**training, "rank": 8}.items()]
+    for other in (*others, replace(lora, method="full")):
         with pytest.raises(UserError, match=f"no rate for {other.method}"):
             rates.rate(other, digest)
     with pytest.raises(UserError, match="no rate for lora, alpha 8, batch size 4; tune it"):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_from_scratch.compare import plan
-from lora_from_scratch.compare.cells import DONE, Cells, key_of
+from lora_from_scratch.compare.cells import DONE, Cells
 from lora_from_scratch.compare.going import Going
 from lora_from_scratch.compare.held_out import with_held_out
 from lora_from_scratch.compare.plan import Cell
@@ -42,14 +42,13 @@ def compare(
 
     UserError where three equal failures in a row ended it; what there is by then is written all the same.
     """
-    shared = Shared()
-    going = Going(Cells(output_dir), shared)
+    going = Going(Cells(output_dir), Shared())
     configs = [c for one in recipe for c in _configs(going, methods, flags, one, rates)]
     variants = plan.named(configs)
     cells = list(plan.cells(variants, seeds))
     reference = reference_among(variants, reference)
     sizes = f"{_counted(len(variants), 'variant')} x {_counted(len(seeds), 'seed')}"
-    _tell(going, cells, f"{sizes}, compared with {reference}", shared)
+    _tell(going, cells, f"{sizes}, compared with {reference}")
     if dry_run:
         return
     going.through(cells, "compare")
@@ -75,7 +74,7 @@ def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool)
     tuning = Tuning(going, plan.named(configs))
     held_out = shared(configs[0]).dataset.validation_name
     whole = shared.data_fingerprint(configs[0])
-    _tell(going, [], f"{tuning.budget()}, judged by the loss on {held_out}", shared)
+    _tell(going, [], f"{tuning.budget()}, judged by the loss on {held_out}")
     if dry_run:
         return
     _warn_of_lost_rates(output_dir / FILE, configs, {**going.digest(configs[0]), "data": whole})
@@ -121,16 +120,17 @@ def _at_tuned_rate(config: RunConfig, tuned: Rates, going: Going) -> RunConfig:
     return replace(config, lr=tuned.rate(config, {**going.digest(config), "data": found}))
 
 
-def _tell(going: Going, cells: Sequence[Cell], what: str, shared: Shared) -> None:
-    for sources in shared.found():
+def _tell(going: Going, cells: Sequence[Cell], what: str) -> None:
+    for sources in going.sources.found():
         if sources.substituted:
             print(screen.banner(sources))
     print(f"plan        {what}", flush=True)
     if cells:
-        known = [going.cells.read(key_of(cell.config, going.digest(cell.config))) for cell in cells]
-        done = sum(one is not None and one["status"] == DONE for one in known)
         labels = "; ".join(dict.fromkeys(cell.variant.label for cell in cells))
-        print(f"            {labels}\nruns        {len(cells)} planned, {done} done", flush=True)
+        print(
+            f"            {labels}\nruns        {len(cells)} planned, {len(going.done(cells))} done",
+            flush=True,
+        )
 
 
 def _end(going: Going, folder: Path) -> None:

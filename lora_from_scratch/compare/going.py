@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
@@ -16,11 +16,11 @@ from tqdm import tqdm
 from lora_from_scratch.compare.accounting import account
 from lora_from_scratch.compare.cells import DONE, FAILED, Cells, digest_of, key_of
 from lora_from_scratch.compare.plan import Cell
+from lora_from_scratch.compare.shared import Shared
 from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.execute import execute
 from lora_from_scratch.runs.prepare import prepare
-from lora_from_scratch.runs.sources import Sources
 
 EQUAL_FAILURES = 3  # in a row end it: the fault is common to all
 OF_A_RATE = "--lr"  # in the error of a run whose rate was too high for it
@@ -33,7 +33,7 @@ class Going:
     """Where the results of a plan stand."""
 
     cells: Cells
-    sources: Callable[[RunConfig], Sources]  # found once for all runs that share them: see `Shared`
+    sources: Shared
     outcomes: dict[Cell, dict[str, object]] = field(default_factory=dict)
     stopped: str | None = None  # why it ended before the plan did
     _digests: dict[int, dict[str, str]] = field(default_factory=dict)
@@ -46,6 +46,11 @@ class Going:
             self._digests[id(sources)] = digest_of(sources)
         return self._digests[id(sources)]
 
+    def done(self, plan: Iterable[Cell]) -> dict[Cell, dict[str, object]]:
+        """What runs of the plan that are finished have left."""
+        found = {cell: self.cells.read(self._key(cell)) for cell in plan}
+        return {cell: one for cell, one in found.items() if one and one["status"] == DONE}
+
     def through(self, plan: Iterable[Cell], title: str) -> None:
         """Run what is not finished, under one bar with the time left; each outcome is kept at once.
 
@@ -54,16 +59,14 @@ class Going:
         cannot be written.
         """
         plan = list(plan)
-        keys = {cell: key_of(cell.config, self.digest(cell.config)) for cell in plan}
-        found = {cell: self.cells.read(key) for cell, key in keys.items()}
-        self.outcomes |= {cell: one for cell, one in found.items() if one and one["status"] == DONE}
+        self.outcomes |= self.done(plan)
         left = [cell for cell in plan if cell not in self.outcomes]
         errors: list[str | None] = []  # None of a run that is done
         with tqdm(total=len(plan), initial=len(plan) - len(left), desc=title, bar_format=BAR) as bar:
             try:
                 for number, cell in enumerate(left):
                     bar.set_postfix_str(f"{cell}{_time_left(left[number:], self.outcomes)}")
-                    outcome = self.cells.write(keys[cell], self._run(cell))
+                    outcome = self.cells.write(self._key(cell), self._run(cell))
                     self.outcomes[cell] = outcome
                     bar.update()
                     self._tell(cell, outcome)
@@ -74,6 +77,9 @@ class Going:
                         return
             except KeyboardInterrupt:
                 self.stopped = "interrupted"
+
+    def _key(self, cell: Cell) -> dict[str, object]:
+        return key_of(cell.config, self.digest(cell.config))
 
     def _run(self, cell: Cell) -> dict[str, object]:
         _give_memory_back()
