@@ -199,6 +199,18 @@ def test_each_dataset_has_a_table_of_its_own(tmp_path, shared, template):
     assert (len(first["labels"]), len(second["labels"])) == (498, 4) and found["done"] == 6
 
 
+@pytest.mark.parametrize(
+    "flags", [{"drop_blank": [False, True]}, {"positive_class": ["negative", "positive"]}], ids=str
+)
+def test_what_is_measured_otherwise_has_a_table_of_its_own(shared, template, flags):
+    made = Made(shared, template, variants_of(shared, ["head", "lora"], **flags))
+    first, second = made.summed()["datasets"]
+    (name,) = flags
+    assert [[row["config"][name] for row in table["variants"]] for table in (first, second)] == [
+        2 * [value] for value in flags[name]
+    ]
+
+
 def test_what_was_trained_on_is_said_of_runs_that_train(shared, template):
     """`none` takes no --limit-train: its record counts every sentence."""
     made = Made(shared, template, variants_of(shared, ["none", "lora"], limit_train=[20]))

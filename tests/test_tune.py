@@ -161,7 +161,7 @@ def tuned(tmp_path_factory):
 
     def execute(config):
         rate, best = config.lr, {"head": 1e-2, "lora": 1e-3}[config.method]
-        if rate == 3.2e-2:
+        if rate == 3.2e-2 or (config.method, rate, config.seed) == ("head", 1e-3, 102):
             raise UserError("the loss is nan")
         loss = bowl(best)(rate, config.seed)
 
@@ -197,15 +197,18 @@ def test_a_tuning_goes_through_its_grid_and_writes_what_it_chose(tuned):
     assert lora["parabola"]["vertex"] == pytest.approx(1e-3, rel=0.01) and head["parabola"] is None
     (failed,) = head["points"][-1]["runs"]
     assert failed == {"seed": 100, "loss": None, "accuracy": None, "error": "the loss is nan"}
-    assert head["points"][-1]["mean_loss"] is None
+    assert [point["mean_loss"] is None for point in head["points"]] == [False, True, False, False, True]
+    order = [cell.seed for cell in tuning.going.outcomes]
+    assert order == sorted(order), "the variants take turns within a seed"
     assert record["held_out"]["sentences"] > 100 and not set(SEEDS) & {0, 1, 2}
     assert len(list(tuning.going.cells.folder.iterdir())) == 22
 
     again = Tuning(Going(tuning.going.cells, shared), tuning.variants)
 
     def run(self, cell):
-        assert cell.config.lr == 3.2e-2, "repeated what had finished"
-        return tuning.going.outcomes[cell]
+        outcome = tuning.going.outcomes[cell]
+        assert outcome["status"] == "failed", "repeated what had finished"
+        return outcome
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Going, "_run", run)

@@ -111,13 +111,8 @@ def _configs(
     configs = [going.sources.decided(config) for config in asked]
     if recipe == TUNED and "lr" not in flags:
         tuned = Rates(rates)
-        configs = [_at_tuned_rate(config, tuned, going) for config in configs]
+        configs = [replace(config, lr=tuned.rate(config, going.digest(config))) for config in configs]
     return configs
-
-
-def _at_tuned_rate(config: RunConfig, tuned: Rates, going: Going) -> RunConfig:
-    found = going.sources.data_fingerprint(config)
-    return replace(config, lr=tuned.rate(config, {**going.digest(config), "data": found}))
 
 
 def _tell(going: Going, cells: Sequence[Cell], what: str) -> None:
