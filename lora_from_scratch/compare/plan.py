@@ -15,7 +15,6 @@ from lora_from_scratch.runs.config import RunConfig
 # What tells nothing where nothing is trained.
 OF_TRAINING = {"limit_train", "epochs", "max_steps", "batch_size", "lr", "weight_decay", "precision", "plain"}
 OF_TRAINING |= {"eval_every"}
-APART = {"seed", "output_dir", "settings"}  # of one run, not of what is compared
 
 Values = Mapping[str, Sequence[object]]  # of a flag, by its name
 Recipe = Mapping[str, object]
