@@ -89,7 +89,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=RUN,
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
-        epilog="Afterwards: run.py predict, merge, evaluate or verify. Many runs: compare or tune (each with --help).",
+        epilog="Commands: afterwards predict, merge, evaluate, verify; for many runs compare, tune (each with --help).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
