@@ -89,7 +89,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=RUN,
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
-        epilog="Commands: afterwards predict, merge, evaluate, verify; for many runs compare, tune (each with --help).",
+        epilog="Afterwards: predict, merge, evaluate, verify. Many runs: compare, tune. Each takes --help.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
