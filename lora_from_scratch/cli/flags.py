@@ -105,6 +105,7 @@ def run_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("and").add_argument
     add("--recipe", **_choice(RECIPES), help="published: the published table's; flags override it")
     add("--dry-run", action="store_true", help="show parameters and batches, train nothing")
+    add("--resume", type=_folder, metavar="RUN", help="go on with an interrupted run, by its folder")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -1,6 +1,7 @@
 """The command line: one run, or a command on what a run left, and one line for every mistake."""
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,10 +19,11 @@ from lora_from_scratch.runs.config import RECIPES, RunConfig
 
 if TYPE_CHECKING:
     from lora_from_scratch.runs.prepare import Prepared
+    from lora_from_scratch.train.state import Snapshot
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 after a mistake of the user's, 130 after Ctrl-C."""
+    """Run the command line; returns the exit status: 2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else None
     escape_what_cannot_be_encoded()
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{one_line(interrupt)}", file=sys.stderr)
-        return 130
+        return getattr(interrupt, "exit_status", 130)
     return 0
 
 
@@ -56,9 +58,38 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
 
 
 def _train(flags: dict[str, object]) -> None:
+    if folder := flags.pop("resume", None):
+        _resume(folder, flags)
+        return
     dry_run = flags.pop("dry_run", False)
     config = _config(flags)
     check_run(config, dry_run)
+    prepared = _prepared(config)
+    if not dry_run:
+        # By what was decided, so that a run on the bundle and a later one on GPT-2 do not share a folder.
+        decided = replace(config, model=prepared.config.model, dataset=prepared.config.dataset)
+        train_into(prepared, Path(config.output_dir or decided.default_folder()))
+
+
+def _resume(folder: Path, flags: dict[str, object]) -> None:
+    """Go on with the run in a folder, with the settings that it has."""
+    from lora_from_scratch.runs import resume
+
+    found = resume.unfinished(folder)
+    if not found:
+        print(f"finished    {folder}: nothing is left to go on with")
+        return
+    about, snapshot = found
+    config = resume.config_of(about, folder, flags)
+    check_run(config, dry_run=False)
+    prepared = _prepared(config)
+    resume.check_same(about, prepared, folder)
+    print(f"resumed     {folder}, after step {snapshot.steps}", flush=True)
+    train_into(prepared, folder, snapshot)
+
+
+def _prepared(config: RunConfig) -> "Prepared":
+    """What the run needs before its first step, shown."""
     go_offline_if_unreachable()
     from lora_from_scratch.report import screen
     from lora_from_scratch.runs.prepare import prepare
@@ -67,10 +98,7 @@ def _train(flags: dict[str, object]) -> None:
     if prepared.substituted:
         print(screen.banner(prepared), flush=True)
     print(screen.plan(prepared), flush=True)
-    if not dry_run:
-        # By what was decided, so that a run on the bundle and a later one on GPT-2 do not share a folder.
-        decided = replace(config, model=prepared.config.model, dataset=prepared.config.dataset)
-        train_into(prepared, Path(config.output_dir or decided.default_folder()))
+    return prepared
 
 
 def _config(flags: dict[str, object]) -> RunConfig:
@@ -88,8 +116,9 @@ def _config(flags: dict[str, object]) -> RunConfig:
     return RunConfig(**{name: asked[name] for name in asked.keys() & own})
 
 
-def train_into(prepared: "Prepared", folder: Path) -> None:
-    """Train; then write weights, measures, and what people look at, in this order.
+def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = None) -> None:
+    """Train, on from where it was interrupted; then write weights, measures, and what people look at, in this
+    order.
 
     UserError if the folder is not to be written to, or training or evaluation go wrong; OSError if the disk
     is full. What was trained stays there whatever comes after it.
@@ -97,14 +126,21 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
     from lora_from_scratch.report import card, picture, screen
     from lora_from_scratch.runs import execute, record
     from lora_from_scratch.runs import folder as runs
+    from lora_from_scratch.runs.resume import checkpoints_of
+    from lora_from_scratch.train.interrupts import Interrupted
 
-    runs.check_folder(folder)
+    runs.check_folder(folder, resumed is not None)
     base = Path(prepared.config.model)
     if base.is_dir() and folder.exists() and folder.samefile(base):
         raise UserError(
             f"--output-dir {folder} is where --model lies: what is trained would replace its base"
         )
-    training = execute.train_prepared(prepared)
+    checkpoints = checkpoints_of(prepared, folder, resumed)
+    try:
+        training = execute.train_prepared(prepared, checkpoints)
+    except Interrupted as interrupt:
+        on = f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
+        raise Interrupted(on, interrupt.signal) from interrupt
     runs.write_trained(prepared, training, folder)
     kept = f"; what was trained is in {folder}"
     try:
@@ -115,6 +151,7 @@ def train_into(prepared: "Prepared", folder: Path) -> None:
             _add(runs.CARD, lambda: card.model_card(results).encode(), folder)
         if training:
             _add(runs.PICTURE, lambda: picture.draw_training(results, training.metrics), folder)
+        checkpoints.clear()
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(kept) from interrupt
     except (UserError, OSError, MemoryError, RuntimeError) as error:

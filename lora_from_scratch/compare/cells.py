@@ -54,6 +54,10 @@ class Cells:
             raise UserError(f"{told}; mend that and start the same command again") from error
         return json.loads(text)
 
+    def checkpoints(self, key: dict[str, object]) -> Path:
+        """The folder of the checkpoints of a run that is not finished."""
+        return self._path(key).with_suffix(".checkpoints")
+
     def _path(self, key: dict[str, object]) -> Path:
         digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.json"
@@ -61,7 +65,8 @@ class Cells:
 
 def key_of(config: RunConfig, sources_digest: dict[str, str]) -> dict[str, object]:
     """All that the figures of a run depend on: its settings, each decided, what it is made from, the code."""
-    settings = {name: value for name, value in config.as_dict().items() if name != "output_dir"}
+    left_out = ("output_dir", "checkpoint_every")
+    settings = {name: value for name, value in config.as_dict().items() if name not in left_out}
     return {"config": settings, "sources": sources_digest, "code": code_version()}
 
 

@@ -21,6 +21,7 @@ from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.execute import execute
 from lora_from_scratch.runs.prepare import prepare
+from lora_from_scratch.train.checkpoints import Checkpoints, newest
 
 EQUAL_FAILURES = 3  # in a row end it: the fault is common to all
 OF_A_RATE = "--lr"  # in the error of a run whose rate was too high for it
@@ -95,7 +96,9 @@ class Going:
         try:
             prepared = prepare(cell.config, self.sources(cell.config))
             accounted = account(prepared)
-            result = execute(prepared)
+            checkpoints = self._checkpoints(cell)
+            result = execute(prepared, checkpoints)
+            checkpoints.clear()
             metrics = result.training.metrics if result.training else []
             return {
                 "status": DONE,
@@ -111,6 +114,16 @@ class Going:
         except Exception as error:  # whatever it is, the other runs may do without it
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             return {"status": FAILED, "error": kind + first_line(error)}
+
+    def _checkpoints(self, cell: Cell) -> Checkpoints:
+        """Those of a run, which goes on where it was interrupted; what is damaged there is left alone."""
+        key = self._key(cell)
+        folder, found = self.cells.checkpoints(key), None
+        try:
+            found = newest(folder)
+        except UserError as error:
+            warnings.warn(f"{first_line(error)}: begun again", stacklevel=2)
+        return Checkpoints(folder, key, cell.config.checkpoint_every, found[1] if found else None)
 
     def _tell(self, cell: Cell, outcome: dict[str, object]) -> None:
         """A line under the bar, and one for each warning that no run has had before."""

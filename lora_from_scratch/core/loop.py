@@ -22,9 +22,11 @@ class Batch:
     input_ids: torch.Tensor  # (B, T)
     lengths: torch.Tensor  # (B,), how many tokens of each row are real
     labels: torch.Tensor  # (B,)
+    share: float = 1.0  # of the step's loss, where several batches make one step
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.lengths, self.labels)))
+
+Steps = Iterable[Iterable[Batch]]  # for each step its batch, or the parts that the batch was split into
+Lap = Callable[[str], None]
 
 
 @dataclass
@@ -57,26 +59,26 @@ class Step:
     lr: float
 
 
-def train(
-    state: TrainState, batches: Iterable[Batch], lap: Callable[[str], None] = lambda phase: None
-) -> Iterator[Step]:
-    """Take one step for each batch; `lap` hears the name of each phase when it ends."""
+def train(state: TrainState, steps: Steps, lap: Lap = lambda phase: None) -> Iterator[Step]:
+    """Take one step for each batch, whole or in parts; `lap` hears the name of each phase when it ends."""
     state.model.train()
-    for batch in batches:
-        lap("data")
-        yield train_step(state, batch, lap)
+    for parts in steps:
+        yield train_step(state, parts, lap)
 
 
-def train_step(state: TrainState, batch: Batch, lap: Callable[[str], None]) -> Step:
-    """Forward in the state's precision, backward, clip to a norm of 1, AdamW, schedule."""
+def train_step(state: TrainState, parts: Iterable[Batch], lap: Lap) -> Step:
+    """Forward in the state's precision and backward, for each part; clip to a norm of 1, AdamW, schedule."""
     optimizer, schedule, scaler = state.optimizer, state.schedule, state.scaler
-    with torch.autocast(batch.labels.device.type, state.precision, enabled=state.precision != torch.float32):
-        logits = state.forward(state.model, batch.input_ids, batch.lengths)  # (B, num_labels)
-    loss = cross_entropy(logits, batch.labels)
-    lap("forward")
-
-    scaler.scale(loss).backward()
-    lap("backward")
+    enabled, whole_loss = state.precision != torch.float32, 0.0
+    for batch in parts:
+        lap("data")
+        with torch.autocast(batch.labels.device.type, state.precision, enabled=enabled):
+            logits = state.forward(state.model, batch.input_ids, batch.lengths)  # (B, num_labels)
+        loss = batch.share * cross_entropy(logits, batch.labels)
+        whole_loss += loss.detach()
+        lap("forward")
+        scaler.scale(loss).backward()
+        lap("backward")
 
     scaler.unscale_(optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(state.trainable, CLIP_NORM)
@@ -86,10 +88,10 @@ def train_step(state: TrainState, batch: Batch, lap: Callable[[str], None]) -> S
     if scaler.get_scale() >= scale:  # else fp16 gradients overflowed and the step was left out
         groups = zip(state.decays, optimizer.param_groups, strict=True)
         state.decays = [decay * (1 - group["lr"] * group["weight_decay"]) for decay, group in groups]
-        schedule.step()
+    schedule.step()  # in either case, or the rate would not end at 0
     optimizer.zero_grad()
     lap("optimizer")
-    return Step(loss.detach(), gradient_norm, lr)
+    return Step(whole_loss, gradient_norm, lr)
 
 
 @torch.no_grad()

@@ -86,10 +86,16 @@ def padding_efficiency(lengths: Tensor, batches: Sequence[Tensor]) -> float:
     return sum(int(lengths[batch].sum()) for batch in batches) / padded
 
 
-def pad_batch(examples: TokenizedExamples, indices: Tensor) -> Batch:
-    """Gather the sentences at `indices` into one right-padded batch. Padding is id 0: nobody reads it."""
+def pad_batch(
+    examples: TokenizedExamples, indices: Tensor, device: torch.device | None = None, share: float = 1.0
+) -> Batch:
+    """Gather the sentences at `indices` into one right-padded batch on the device, the CPU by default.
+
+    Padding is id 0: nobody reads it. `share` is the batch's of its step's loss.
+    """
     lengths = examples.lengths[indices]  # (B,)
     positions = torch.arange(int(lengths.max()))  # (T,)
     where = (examples.starts[indices, None] + positions).clamp_(max=len(examples.token_ids) - 1)  # (B, T)
     input_ids = torch.where(positions < lengths[:, None], examples.token_ids[where], 0)  # (B, T)
-    return Batch(input_ids, lengths, examples.labels[indices])
+    tensors = (t.to(device, non_blocking=True) for t in (input_ids, lengths, examples.labels[indices]))
+    return Batch(*tensors, share)

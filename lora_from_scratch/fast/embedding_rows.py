@@ -40,6 +40,11 @@ class Occurring:
     model: GPT2ForSequenceClassification | None = None
     cuts: Mapping[str, _Cut] = field(default_factory=dict)  # by embedding
 
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """Which rows there are of what was cut, by the weight's name in the model."""
+        return {f"transformer.{name}.weight": cut.rows for name, cut in self.cuts.items()}
+
     @contextmanager
     def all_rows(self, decay: Mapping[str, float]) -> Iterator[None]:
         """Within the block copies of the embeddings as they would be at the end, were that now, with `decay`.

@@ -1,5 +1,6 @@
 """Files that appear whole, or not at all."""
 
+import errno
 import glob
 import os
 import shutil
@@ -24,11 +25,11 @@ def appearing(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     place = folder if folder.exists() else folder.parent
     made = [path for path in (place, *place.parents) if not path.exists()]
-    prefix, aside = f".{folder.name}.part-", None
+    prefix, aside = _prefix(folder), None
     try:
         place.mkdir(parents=True, exist_ok=True)
         for where in {place, folder.parent}:
-            _clear_litter(where, prefix)
+            _clear_litter(where, prefix, LITTER_SECONDS)
         aside = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
         yield aside
         for path in (*aside.iterdir(), aside):
@@ -39,6 +40,7 @@ def appearing(folder: Path) -> Iterator[Path]:
             aside.rmdir()
         else:
             aside.rename(folder)
+        _flush_folder(place)
     except BaseException:
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
@@ -55,11 +57,33 @@ def write_whole(path: Path, contents: bytes) -> None:
         (aside / path.name).write_bytes(contents)
 
 
-def _clear_litter(place: Path, prefix: str) -> None:
+def clear_litter(folder: Path) -> None:
+    """Remove at once what killed processes left of files they wrote into a folder that nobody else writes."""
+    _clear_litter(folder, _prefix(folder), 0)
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}.part-"
+
+
+def _clear_litter(place: Path, prefix: str, age: float) -> None:
     for path in place.glob(f"{glob.escape(prefix)}*"):
         with suppress(OSError):  # its owner may be faster
-            if time.time() - path.stat().st_mtime > LITTER_SECONDS:
+            if time.time() - path.stat().st_mtime >= age:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _flush_folder(path: Path) -> None:
+    """Make the names in it last, where the system lets a folder be flushed (Windows does not)."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not know how
+                raise
+        finally:
+            os.close(number)
 
 
 def _publish(path: Path) -> None:

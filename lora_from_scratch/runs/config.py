@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
+COUNTS = ("epochs", "batch_size", "gradient_accumulation", "max_length", "limit_train", "max_steps")
+COUNTS += ("eval_every", "checkpoint_every")
+WITHOUT_BEARING = ("output_dir", "eval_every", "checkpoint_every")  # on the result
+
 # The recipe behind the published table: one learning rate for every method, whatever suits it. LoRA's own
 # settings there are this project's defaults.
 RECIPES: dict[str, dict[str, object]] = {
@@ -61,11 +65,20 @@ class RunConfig:
     eval_every: int | None = flag(
         None, "measure on the validation sentences every N steps and after the last one", "N"
     )
+    checkpoint_every: int | None = flag(
+        None,
+        "keep what --resume needs every N steps (default: every epoch and every ten minutes)",
+        "N",
+    )
     batch_size: int = flag(16, "sentences a step", "B")
+    gradient_accumulation: int = flag(
+        1, "parts that a batch is computed in: the same result from less memory", "K"
+    )
     lr: float | None = flag(None, "peak learning rate (default: chosen by method; see docs/commands.md)")
     weight_decay: float = flag(0.01, "of matrices alone", "W")
     precision: str = flag("auto", "of the forward pass in training", choices=PRECISIONS)
     plain: bool = flag(False, "train by core/ alone: slower, to read along")
+    deterministic: bool = flag(False, "on a GPU, too, the same bits each time: slower")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
     seed: int = flag(0, "of head, adapter, order and dropout")
     output_dir: str | None = flag(None, "where results land (default: runs/, by method and flags)", "FOLDER")
@@ -90,8 +103,7 @@ class RunConfig:
                 raise UserError(f"--{name.replace('_', '-')} is empty; name one, or leave the flag out")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        counts = ("epochs", "batch_size", "max_length", "limit_train", "max_steps", "eval_every")
-        at_least_one(**{name: getattr(self, name) for name in counts})
+        at_least_one(**{name: getattr(self, name) for name in COUNTS})
         positive(lr=self.lr)
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"--weight-decay must not be negative, not {self.weight_decay:g}")
@@ -116,7 +128,8 @@ class RunConfig:
         """runs/METHOD, and each setting that is not the default and bears on the result."""
         default = RunConfig(method=self.method, model="gpt2", dataset="sst2").as_dict()
         asked = {**self.as_dict(), "model": self.model or "gpt2", "dataset": self.dataset or "sst2"}
-        del asked["output_dir"], asked["eval_every"]
+        for name in WITHOUT_BEARING:
+            del asked[name]
         changed = [f"-{name.replace('_', '-')}-{_word(v)}" for name, v in asked.items() if v != default[name]]
         return f"runs/{self.method}{''.join(changed)}"
 

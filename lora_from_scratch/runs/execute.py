@@ -1,25 +1,30 @@
 """Train what was prepared, and evaluate what will be saved."""
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
 
 from lora_from_scratch.core.gpt2 import classify as plain_classify
-from lora_from_scratch.errors import quoted
+from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.fast.embedding_rows import Occurring
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.switch import fast_training
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.prepare import Prepared, generator_for, prepare
+from lora_from_scratch.runs.random_draws import limited
 from lora_from_scratch.runs.record import run_record
+from lora_from_scratch.train.checkpoints import Checkpoints
+from lora_from_scratch.train.device import deterministic
 from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate, positive_id, validate
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.measure import tensor_bytes
 from lora_from_scratch.train.precision import DTYPES
 from lora_from_scratch.train.training import train
+from lora_from_scratch.train.trouble import LossNotFinite
 
 STEPS_TOLD = 20  # fewer say nothing of a learning rate
 EVALUATION = "fp32"  # whatever training computed in: what predict, merge and PEFT compute in
@@ -49,9 +54,9 @@ def run(config: RunConfig) -> RunResult:
     return execute(prepare(config))
 
 
-def execute(prepared: Prepared) -> RunResult:
+def execute(prepared: Prepared, checkpoints: Checkpoints | None = None) -> RunResult:
     """Train and evaluate what `prepare` made ready."""
-    training = train_prepared(prepared)
+    training = train_prepared(prepared, checkpoints)
     evaluation = evaluate_prepared(prepared)
     warn_of_rate(prepared, training, evaluation)
     return RunResult(prepared, training, evaluation)
@@ -79,8 +84,10 @@ def warn_of_rate(prepared: Prepared, training: Training | None, evaluation: Eval
     warnings.warn(f"{seen} at --lr {config.lr:g} ({default}); {advice}", stacklevel=2)
 
 
-def train_prepared(prepared: Prepared) -> Training | None:
+def train_prepared(prepared: Prepared, checkpoints: Checkpoints | None = None) -> Training | None:
     """Train what `prepare` made ready, fast or plain; None where the method trains nothing.
+
+    With checkpoints it can be interrupted, and goes on from the one they were made with.
 
     Under bf16 fast training leaves the frozen weights rounded: `evaluate_prepared` puts the whole ones back.
     `--eval-every` measures in training's own precision, over the weights as they are rounded then; so in fp32
@@ -91,8 +98,8 @@ def train_prepared(prepared: Prepared) -> Training | None:
         return None
     torch.manual_seed(config.seed)  # dropout's draws, whatever loading drew before
     precision = DTYPES[config.precision]
-    plain = nullcontext(Occurring(examples))
-    with plain if config.plain else fast_training(model, examples, precision) as occurring:
+    fast = nullcontext(Occurring(examples)) if config.plain else fast_training(model, examples, precision)
+    with _told_by_sentence(prepared), deterministic(config.deterministic), fast as occurring:
 
         def validated(decay: dict[str, float]) -> dict[str, float | None]:
             with occurring.all_rows(decay):
@@ -110,12 +117,27 @@ def train_prepared(prepared: Prepared) -> Training | None:
             max_steps=config.max_steps,
             groups=config.way.parameter_groups(model, config.weight_decay),
             forward=plain_classify if config.plain else fast_classify,
+            gradient_accumulation=config.gradient_accumulation,
             validate=validated if config.eval_every else None,
             eval_every=config.eval_every,
+            checkpoints=checkpoints,
+            rows=occurring.rows,
         )
         occurring.decay = training.decay
     parts = {"weights": tensor_bytes(model.parameters()), **training.memory.parts}
     return replace(training, memory=replace(training.memory, parts=parts))
+
+
+@contextmanager
+def _told_by_sentence(prepared: Prepared) -> Iterator[None]:
+    """A loss that is not finite names the sentences of its batch."""
+    try:
+        yield
+    except LossNotFinite as error:
+        config = prepared.config
+        train = limited(prepared.dataset.train, config.limit_train, config.seed)
+        sentences = [train.sentences[i] for i in error.indices.tolist()]
+        raise UserError(f"{error}; its sentences: {quoted(*sentences, length=60)}") from error
 
 
 def evaluate_prepared(prepared: Prepared) -> Evaluation:

@@ -13,15 +13,23 @@ from lora_from_scratch.formats.whole_files import appearing, write_whole
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.runs.record import as_json, run_record
 from lora_from_scratch.runs.writable import RESULTS, check_place
+from lora_from_scratch.train.checkpoints import FOLDER as CHECKPOINTS
+from lora_from_scratch.train.checkpoints import found_in
 from lora_from_scratch.train.log import Training
 
 METRICS, PICTURE, CARD = "metrics.jsonl", "training.png", "README.md"
 OURS = {RESULTS, METRICS, PICTURE, CARD, *(n for format in FORMATS for n in format_named(format).FILES)}
 
 
-def check_folder(folder: Path) -> None:
-    """Fail before training: UserError if the folder cannot be written to, or holds somebody else's files."""
+def check_folder(folder: Path, resumed: bool = False) -> None:
+    """Fail before training: UserError if the folder cannot be written to, or holds somebody else's files.
+
+    Nor does a new run begin where one was interrupted.
+    """
     check_place(folder)
+    if found_in(folder / CHECKPOINTS) and not resumed:
+        told = f"{folder} holds an interrupted run: --resume {folder} goes on with it"
+        raise UserError(f"{told}; to begin anew, delete its {CHECKPOINTS}, or name another --output-dir")
     for name in sorted(OURS - listed_files(folder)):
         if (folder / name).exists():
             raise UserError(f"--output-dir {folder} holds a {name} that is no earlier run's: name another")

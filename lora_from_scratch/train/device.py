@@ -1,6 +1,9 @@
 """The device that computes, and the hardware and versions that a figure is read with."""
 
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy
 import torch
@@ -21,6 +24,19 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: PyTorch cannot use it here ({reason}); try auto, cpu or cuda"
         ) from error
+
+
+@contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """Within the block, where asked, PyTorch takes the kernels that give the same bits each time."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first called
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def environment(device: torch.device) -> dict[str, object]:

@@ -61,7 +61,7 @@ def predict_logits(
     logits = torch.empty(len(examples), model.config.num_labels)
     indices = sorted_batches(examples.lengths, batch_size)
     bar = tqdm(indices, desc="evaluate", unit="batch", leave=False)
-    batches = (pad_batch(examples, part).to(model.score.weight.device) for part in bar)
+    batches = (pad_batch(examples, part, model.score.weight.device) for part in bar)
     forward, block = (plain_classify, nullcontext()) if plain else (classify, packed_layers(model, precision))
     try:
         with torch.no_grad(), block:

@@ -128,19 +128,19 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self._reset, self._peaks = device, True, []
+        self.device, self._reset = device, True
+        self.peak: int | None = None  # the highest of all stretches so far, in bytes, where it could be had
 
     def start(self) -> None:
         self._reset &= reset_peak_memory(self.device)
 
     def stop(self) -> None:
         self._last = read_memory(self.device, self._reset)
-        self._peaks.append(self._last.peak_bytes)
+        self.peak = max((p for p in (self.peak, self._last.peak_bytes) if p is not None), default=None)
 
     def reading(self, **parts: int) -> Memory:
         """What was occupied at the last stop, and at most over all stretches."""
-        known = [peak for peak in self._peaks if peak is not None]
-        return replace(self._last, peak_bytes=max(known, default=None), parts=parts)
+        return replace(self._last, peak_bytes=self.peak, parts=parts)
 
 
 def _status(key: str) -> int | None:
