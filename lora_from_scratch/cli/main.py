@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command line; returns the exit status: 2 after a mistake, 130 or 143 after Ctrl-C or SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else None
     escape_what_cannot_be_encoded()

@@ -109,9 +109,8 @@ def read(path: Path) -> tuple[dict[str, object], Snapshot]:
         said = metadata.pop(DIGEST)
         about, facts = json.loads(metadata[ABOUT]), json.loads(metadata[FACTS])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} is no checkpoint of this project ({first_line(error)[:60]}); {OTHER}"
-        ) from error
+        why = first_line(error)[:60]
+        raise UserError(f"{path} is no checkpoint of this project ({why}); {OTHER}") from error
     if _digest(tensors, metadata) != said:
         raise UserError(f"{path} is damaged: it has not the digest of what was written; {OTHER}")
     return about, Snapshot(tensors, facts)

@@ -53,6 +53,10 @@ class Processes:
         return [one.cpu() for one in received]
 
 
+def _device_of_messages() -> str:
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
+
+
 def processes() -> Processes:
     """Those of torch.distributed, or this one alone."""
     if not distributed.is_initialized():

@@ -12,7 +12,7 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.core import loop
 from lora_from_scratch.core.gpt2 import classify
-from lora_from_scratch.data.batches import TokenizedExamples, pad_batch, training_batches
+from lora_from_scratch.data.batches import TokenizedExamples, training_batches
 from lora_from_scratch.methods.interface import decay_matrices
 from lora_from_scratch.train.checkpoints import Checkpoints
 from lora_from_scratch.train.interrupts import Interrupted, Wish, listening
@@ -22,7 +22,7 @@ from lora_from_scratch.train.optimizer import make_optimizer, make_schedule
 from lora_from_scratch.train.precision import make_scaler
 from lora_from_scratch.train.processes import own_batches, processes, split
 from lora_from_scratch.train.state import TrainingState
-from lora_from_scratch.train.trouble import LossNotFinite
+from lora_from_scratch.train.trouble import LossNotFinite, out_of_memory_told
 
 # From what decay alone has made of the embeddings' rows without a gradient (see `Training.decay`) to what was
 # measured, by name.
@@ -88,7 +88,7 @@ def train(
                 with _stopped(state):
                     log.add_validation(validate(_decay_of_embeddings(stepped)))
             due = checkpoints and (overdue or checkpoints.are_due(len(log), len(log) % epoch == 0))
-            if checkpoints and (asked or due and not log.is_complete):
+            if checkpoints and (asked or (due and not log.is_complete)):
                 _check_loss(state, order)
                 with _stopped(state):
                     checkpoints.write(state)
@@ -103,7 +103,7 @@ def train(
 def _steps(
     state: TrainingState, examples: TokenizedExamples, order: list[Tensor], parts: int
 ) -> Iterator[bool]:
-    """Take the steps that are left, into the log and onto a bar; each yields whether its loss may be looked at.
+    """Take the steps that are left, into the log and onto a bar; yields whether the loss may be looked at.
 
     On a CPU that is always so; elsewhere, where it means waiting, after every so many steps.
     """
@@ -112,7 +112,8 @@ def _steps(
     shared = [split(indices, together, parts) for indices in order[done:]]
     steps = (own_batches(examples, shares, together, device, state.loop.forward) for shares in shared)
     sizes = {"initial": log.sentences, "total": sum(map(len, order))}
-    with tqdm(**sizes, desc="train", unit=" sentences", leave=None) as bar:
+    bar = tqdm(**sizes, desc="train", unit=" sentences", leave=None)
+    with bar, out_of_memory_told(lambda: examples.lengths[order[len(log)]], parts):
         for shares, step in zip(shared, loop.train(state.loop, steps, state.clock.lap), strict=True):
             loss = together.summed(step.loss) / together.count
             log.add(replace(step, loss=loss), [examples.lengths[part] for own in shares for part in own])

@@ -1,6 +1,6 @@
 """What goes wrong in the numbers of a training, and how it is told."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,16 +21,18 @@ class LossNotFinite(UserError):
 
 
 @contextmanager
-def out_of_memory_told(shape: "list[tuple[int, int]]", accumulation: int) -> Iterator[None]:
-    """UserError where memory ends within the block: the shape of the batch that was there last, what helps."""
+def out_of_memory_told(lengths: Callable[[], Tensor], parts: int) -> Iterator[None]:
+    """UserError where memory ends within the block: at which batch, of sentences of these lengths, `(B,)`
+    tokens, computed in so many parts, and what helps."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not any(said in str(error) for said in ALLOCATION):
-            raise
-        size = " of {} sentences x {} tokens".format(*shape[-1]) if shape else ""
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            if not any(said in str(error) for said in ALLOCATION):
+                raise
+        batch = lengths()
+        size = f"{len(batch)} sentences x {int(batch.max())} tokens"
+        smaller = f"--gradient-accumulation {2 * parts} computes the same in smaller parts"
         raise UserError(
-            f"out of memory at a batch{size}: --gradient-accumulation {2 * accumulation} computes the same in "
-            f"smaller parts, --max-length shortens sentences ({first_line(error)[:60]})"
+            f"out of memory at a batch of {size} ({first_line(error)[:60]}); {smaller}; or lower --max-length"
         ) from error
