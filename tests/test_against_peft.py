@@ -18,7 +18,7 @@ from transformers import GPT2ForSequenceClassification
 from lora_from_scratch import RunConfig, adapt, inject_lora, load_adapter, merge_lora, save_adapter
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.data.batches import TokenizedExamples
-from lora_from_scratch.train.training import train
+from lora_from_scratch.train.training import Course, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 
@@ -79,12 +79,14 @@ def test_fifty_steps_give_the_same_weights(targets, tiny_examples: TokenizedExam
     train(
         ours,
         one_batch,
-        epochs=steps,
-        batch_size=len(one_batch),
-        lr=lr,
-        weight_decay=0.1,
-        precision=torch.float32,
-        generator=torch.Generator().manual_seed(0),
+        Course(
+            epochs=steps,
+            batch_size=len(one_batch),
+            lr=lr,
+            weight_decay=0.1,
+            precision=torch.float32,
+            generator=torch.Generator().manual_seed(0),
+        ),
     )
 
     trainable = [p for p in theirs.parameters() if p.requires_grad]

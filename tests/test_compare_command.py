@@ -104,7 +104,7 @@ def test_methods_that_train_nothing_know_no_rate(tmp_path, dataset, capsys):
 def test_an_interruption_shows_what_is_there(tmp_path, dataset, capsys, monkeypatch, no_pictures):
     original, runs = going.execute, []
 
-    def execute(prepared):
+    def execute(prepared, checkpoints=None):
         runs.append(prepared.config.method)
         if len(runs) == 3:
             raise KeyboardInterrupt
@@ -123,7 +123,7 @@ def test_an_interruption_shows_what_is_there(tmp_path, dataset, capsys, monkeypa
 
 
 def test_a_fault_common_to_all_ends_it_in_one_line(tmp_path, dataset, capsys, monkeypatch, no_pictures):
-    def execute(prepared):
+    def execute(prepared, checkpoints=None):
         raise RuntimeError("no memory is left")
 
     monkeypatch.setattr(going, "execute", execute)
@@ -140,7 +140,7 @@ def test_what_failed_and_what_was_warned_of_is_told_at_the_end(
 ):
     """By run, each text once; also of runs that were made before."""
 
-    def execute(prepared):
+    def execute(prepared, checkpoints=None):
         config = prepared.config
         warnings.warn(f"the loss of {config.method} rose", stacklevel=1)
         if config.method == "head" or config.seed:
@@ -164,7 +164,7 @@ def test_what_failed_and_what_was_warned_of_is_told_at_the_end(
 def test_a_comparison_without_a_run_and_a_tuning_without_a_rate_are_errors(
     tmp_path, dataset, capsys, monkeypatch, no_pictures
 ):
-    def execute(prepared):
+    def execute(prepared, checkpoints=None):
         raise UserError(f"the loss is nan: --lr {prepared.config.lr} is too high")
 
     monkeypatch.setattr(going, "execute", execute)

@@ -11,7 +11,7 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.fast.embedding_rows import occurring_rows
-from lora_from_scratch.train.training import train
+from lora_from_scratch.train.training import Course, train
 
 
 @pytest.mark.parametrize("method", ["prelayer", "full"])
@@ -23,12 +23,14 @@ def test_the_same_weights_as_with_every_row(method, tiny_examples):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     reference = copy.deepcopy(model)
     options = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.3, "precision": torch.float32}
-    train(reference, tiny_examples, **options, generator=torch.Generator().manual_seed(0))
+    train(reference, tiny_examples, Course(**options, generator=torch.Generator().manual_seed(0)))
 
     whole = model.transformer.wte
     with occurring_rows(model, tiny_examples) as occurring:
         assert len(model.transformer.wte.weight) == 11 and len(model.transformer.wpe.weight) == 12
-        training = train(model, occurring.examples, **options, generator=torch.Generator().manual_seed(0))
+        training = train(
+            model, occurring.examples, Course(**options, generator=torch.Generator().manual_seed(0))
+        )
         occurring.decay = training.decay
     assert model.transformer.wte is whole
     assert training.decay["wte"] == training.decay["wpe"]
@@ -66,10 +68,10 @@ def test_in_between_all_rows_are_there_as_training_every_row_has_them(method, ti
         return {}
 
     draw = torch.Generator().manual_seed(0)
-    train(reference, tiny_examples, **options, generator=draw, validate=reference_look)
+    train(reference, tiny_examples, Course(**options, generator=draw, validate=reference_look))
     with occurring_rows(model, tiny_examples) as occurring:
         draw = torch.Generator().manual_seed(0)
-        training = train(model, occurring.examples, **options, generator=draw, validate=look)
+        training = train(model, occurring.examples, Course(**options, generator=draw, validate=look))
         occurring.decay = training.decay
     assert len(seen) == len(expected) == 5
     torch.testing.assert_close(seen, expected, rtol=1e-10, atol=1e-12)
@@ -112,10 +114,10 @@ def test_the_rows_left_out_decay_as_their_own_parameter_group_does(tiny_examples
         ]
 
     draw = torch.Generator().manual_seed(0)
-    train(reference, tiny_examples, **options, generator=draw, groups=groups(reference))
+    train(reference, tiny_examples, Course(**options, generator=draw, groups=groups(reference)))
     with occurring_rows(model, tiny_examples) as occurring:
         draw = torch.Generator().manual_seed(0)
-        training = train(model, occurring.examples, **options, generator=draw, groups=groups(model))
+        training = train(model, occurring.examples, Course(**options, generator=draw, groups=groups(model)))
         occurring.decay = training.decay
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-10, atol=1e-12)

@@ -21,7 +21,7 @@ from lora_from_scratch.runs.sources import Sources, find_sources
 from lora_from_scratch.train.evaluate import validate
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.precision import resolve_precision
-from lora_from_scratch.train.training import train
+from lora_from_scratch.train.training import Course, train
 
 QUICK = {"model": "bundled", "dataset": "bundled", "device": "cpu", "limit_train": 48, "max_steps": 5}
 PRECISIONS = {"fp32", resolve_precision("auto", torch.device("cpu"))}  # what this CPU multiplies quickly
@@ -97,7 +97,7 @@ def test_neither_the_clock_nor_a_phase_holds_the_time_that_it_takes(tiny_gpt2, t
     options = {"batch_size": 8, "lr": 1e-3, "weight_decay": 0.1, "precision": torch.float32}
     draw = torch.Generator().manual_seed(0)
     training = train(
-        tiny_gpt2, tiny_examples, epochs=2, **options, generator=draw, validate=slow, eval_every=5
+        tiny_gpt2, tiny_examples, Course(epochs=2, **options, generator=draw, validate=slow, eval_every=5)
     )
     assert len(pauses) == 3 and training.seconds < 1000
     assert set(training.phases) == {"data", "forward", "backward", "optimizer"}

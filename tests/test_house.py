@@ -133,7 +133,7 @@ batch = Batch(ids, torch.full((16,), 6), ids[:, 5] % 2)
 optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 schedule = get_scheduler("constant", optimizer)
 state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
-losses = [step.loss.item() for step in train(state, [batch] * 200)]
+losses = [step.loss.item() for step in train(state, [[batch]] * 200)]
 (logits,) = predict(model, [batch])
 assert losses[0] > 0.5 and losses[-1] < 0.1, losses
 assert logits.argmax(1).tolist() == batch.labels.tolist()

@@ -19,7 +19,7 @@ from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.interface import Method, check, flag
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train.measure import count_parameters
-from lora_from_scratch.train.training import train
+from lora_from_scratch.train.training import Course, train
 
 
 def gpt2_small() -> GPT2ForSequenceClassification:
@@ -71,7 +71,7 @@ def test_exactly_the_expected_tensors_move(method, tiny_gpt2, tiny_examples):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if method != "none":
         options = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.01, "precision": torch.float32}
-        train(model, tiny_examples, **options, generator=torch.Generator().manual_seed(0))
+        train(model, tiny_examples, Course(**options, generator=torch.Generator().manual_seed(0)))
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if LEARNS[method](name)}
 

@@ -152,7 +152,7 @@ def test_shared_sources_give_the_run_that_one_alone_gives(quick, shared):
         alone = run(config)
         for _ in range(2):  # the second after a first one has trained on its copy
             prepared = prepare(config, shared(config))
-            among = of_going.execute(prepared)
+            among = of_going.execute(prepared, checkpoints)
             assert among.evaluation.probabilities == alone.evaluation.probabilities
             for name, parameter in alone.prepared.model.named_parameters():
                 assert torch.equal(parameter, prepared.model.get_parameter(name)), name
@@ -335,7 +335,7 @@ def failing(monkeypatch):
     tried: list[str] = []
 
     def go(errors: dict[str, Exception]):
-        def execute(prepared):
+        def execute(prepared, checkpoints=None):
             tried.append(f"{prepared.config.method} {prepared.config.seed}")
             if error := errors.get(prepared.config.method):
                 raise error
@@ -400,7 +400,7 @@ def test_a_rate_that_is_too_high_is_no_fault_of_all(tmp_path, quick, shared, fai
 
 
 def test_a_warning_names_its_run(tmp_path, quick, shared, monkeypatch, capsys):
-    def execute(prepared):
+    def execute(prepared, checkpoints=None):
         warnings.warn("the loss rose", stacklevel=1)
         if prepared.config.method == "lora":
             warnings.warn(f"it is {prepared.config.seed}", stacklevel=1)

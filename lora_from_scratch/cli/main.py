@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 2 after a mistake, 130 or 143 after Ctrl-C or SIGTERM."""
+    """Run the command line; returns exit status: 2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else None
     escape_what_cannot_be_encoded()
@@ -117,8 +117,7 @@ def _config(flags: dict[str, object]) -> RunConfig:
 
 
 def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = None) -> None:
-    """Train, on from where it was interrupted; then write weights, measures, and what people look at, in this
-    order.
+    """Train, or go on; then write weights, measures, and what people look at, in this order.
 
     UserError if the folder is not to be written to, or training or evaluation go wrong; OSError if the disk
     is full. What was trained stays there whatever comes after it.
@@ -139,8 +138,8 @@ def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = 
     try:
         training = execute.train_prepared(prepared, checkpoints)
     except Interrupted as interrupt:
-        on = f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
-        raise Interrupted(on, interrupt.signal) from interrupt
+        told = f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
+        raise Interrupted(told, interrupt.signal) from interrupt
     runs.write_trained(prepared, training, folder)
     kept = f"; what was trained is in {folder}"
     try:

@@ -72,6 +72,8 @@ parameters  {record["adapter_parameters"]:,} + head {record["head_parameters"]:,
     if record["phase_seconds"]:
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in record["phase_seconds"].items())
         text += f"time        {record['train_seconds']:.1f} s: {phases}\n"
+    if skipped := record.get("skipped_steps"):
+        text += f"skipped     {skipped:,} of {record['steps']:,} steps, whose fp16 gradients overflowed\n"
     text += f"speed       {speed['sentences_per_second']:,.0f} sentences/s, "
     text += f"{speed['tokens_per_second']:,.0f} real tokens/s in {what}"
     if record["steps"]:

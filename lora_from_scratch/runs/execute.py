@@ -23,7 +23,7 @@ from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate, positi
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.measure import tensor_bytes
 from lora_from_scratch.train.precision import DTYPES
-from lora_from_scratch.train.training import train
+from lora_from_scratch.train.training import Course, train
 from lora_from_scratch.train.trouble import LossNotFinite
 
 STEPS_TOLD = 20  # fewer say nothing of a learning rate
@@ -105,9 +105,7 @@ def train_prepared(prepared: Prepared, checkpoints: Checkpoints | None = None) -
             with occurring.all_rows(decay):
                 return validate(model, prepared.validation_examples, precision, config.plain)
 
-        training = train(
-            model,
-            occurring.examples,
+        course = Course(
             epochs=config.epochs,
             batch_size=config.batch_size,
             lr=config.lr,
@@ -123,6 +121,7 @@ def train_prepared(prepared: Prepared, checkpoints: Checkpoints | None = None) -
             checkpoints=checkpoints,
             rows=occurring.rows,
         )
+        training = train(model, occurring.examples, course)
         occurring.decay = training.decay
     parts = {"weights": tensor_bytes(model.parameters()), **training.memory.parts}
     return replace(training, memory=replace(training.memory, parts=parts))

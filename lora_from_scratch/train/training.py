@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,64 +29,56 @@ from lora_from_scratch.train.trouble import LossNotFinite, out_of_memory_told
 Validate = Callable[[dict[str, float]], Validation]
 
 
-def train(
-    model: GPT2ForSequenceClassification,
-    examples: TokenizedExamples,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    precision: torch.dtype,
-    generator: torch.Generator,
-    max_steps: int | None = None,
-    groups: list[dict[str, object]] | None = None,
-    forward: loop.Forward = classify,
-    gradient_accumulation: int = 1,
-    validate: Validate | None = None,
-    eval_every: int | None = None,
-    checkpoints: Checkpoints | None = None,
-    rows: Mapping[str, Tensor] | None = None,
-) -> Training:
-    """Train what has `requires_grad`, with a learning rate that falls linearly from `lr` to 0.
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a training goes."""
 
-    Args:
-        precision: what the forward pass is autocast to; the trained weights and the loss stay fp32.
-        generator: draws the order of the sentences, and nothing else. Dropout draws from torch's global one.
-        max_steps: stop after so many steps; the learning rate then reaches 0 there.
-        groups: the optimizer's parameter groups; by default only matrices are decayed.
-        forward: from model, token ids and lengths to logits; by default the plain one of `core/`.
-        gradient_accumulation: into how many parts a batch is split, to hold less in memory at a time.
-        validate: measures the model as it stands, after every `eval_every` steps and after the last one.
-            Neither its time nor its memory is counted (see `PeakMemory`), nor has it a share in the result.
-        checkpoints: where the state is written, and may be taken from; likewise not counted. With them
-            Ctrl-C and SIGTERM wait for the step, leave a checkpoint and raise `Interrupted`.
-        rows: which rows of an embedding stand in the model, by its name, where it was cut.
+    epochs: int
+    batch_size: int
+    lr: float  # to begin with; it falls in a straight line to 0
+    weight_decay: float
+    precision: torch.dtype  # what the forward pass is autocast to; the trained weights and the loss stay fp32
+    generator: (
+        torch.Generator
+    )  # draws the order of the sentences alone; dropout draws from torch's global one
+    max_steps: int | None = None  # stop after so many; the learning rate then reaches 0 there
+    groups: list[dict[str, object]] | None = None  # the optimizer's; by default only matrices are decayed
+    forward: loop.Forward = classify  # from model, token ids and lengths to logits; this is the plain one
+    gradient_accumulation: int = 1  # parts that a batch is computed in, to hold less in memory at a time
+    # Measures the model as it stands, after every so many steps and after the last one. Neither its time nor
+    # its memory is counted (see `PeakMemory`), nor has it a share in the result.
+    validate: Validate | None = None
+    eval_every: int | None = None
+    checkpoints: Checkpoints | None = None  # likewise not counted; see `train`
+    rows: Mapping[str, Tensor] = field(default_factory=dict)  # of embeddings that were cut, by name
 
-    Raises LossNotFinite, a UserError, where the loss is no longer finite, and UserError out of memory.
+
+def train(model: GPT2ForSequenceClassification, examples: TokenizedExamples, course: Course) -> Training:
+    """Train what has `requires_grad`.
+
+    With checkpoints it goes on from the one they were made with, and Ctrl-C and SIGTERM wait for the step,
+    leave a checkpoint and raise `Interrupted`. Raises LossNotFinite, a UserError, where the loss is no longer
+    finite, and UserError out of memory.
     """
-    device, epoch = model.score.weight.device, math.ceil(len(examples) / batch_size)  # in steps
-    steps = min(epochs * epoch, max_steps or math.inf)
-    optimizer = make_optimizer(groups or decay_matrices(model.parameters(), weight_decay), lr)
-    schedule, scaler = make_schedule(optimizer, steps), make_scaler(precision, device)
-    stepped = loop.TrainState(model, optimizer, schedule, scaler, precision, forward)
-    log = StepLog(steps, device, stepped.trainable[0].dtype)
-    state = TrainingState(stepped, log, PhaseClock(device), PeakMemory(device), rows or {})
+    epoch = math.ceil(len(examples) / course.batch_size)  # in steps
+    steps = min(course.epochs * epoch, course.max_steps or math.inf)
+    state = _at_the_start(model, steps, course)
+    log, checkpoints = state.log, course.checkpoints
     state.memory.start()
     state.clock.start()
-    order = list(training_batches(examples, batch_size, steps, generator))
+    order = list(training_batches(examples, course.batch_size, steps, course.generator))
     if checkpoints and checkpoints.resumed:
         state.restore(checkpoints.resumed)
     with listening() if checkpoints else nullcontext(Wish()) as wish:
-        for looks in _steps(state, examples, order, gradient_accumulation):
+        for looks in _steps(state, examples, order, course.gradient_accumulation):
             asked = overdue = 0
             if looks:
                 _check_loss(state, order)
                 wishes = wish.signal or 0, bool(checkpoints and checkpoints.are_overdue)
                 asked, overdue = processes().largest(*wishes)
-            if validate and log.is_due(eval_every):
+            if course.validate and log.is_due(course.eval_every):
                 with _stopped(state):
-                    log.add_validation(validate(_decay_of_embeddings(stepped)))
+                    log.add_validation(course.validate(_decay_of_embeddings(state.loop)))
             due = checkpoints and (overdue or checkpoints.are_due(len(log), len(log) % epoch == 0))
             if checkpoints and (asked or (due and not log.is_complete)):
                 _check_loss(state, order)
@@ -96,8 +88,18 @@ def train(
                 raise Interrupted("", asked)
     state.clock.stop()
     state.memory.stop()
-    memory = state.memory.reading(**_known_parts(stepped))
-    return log.summary(state.clock, state.checkpoint_seconds, memory, _decay_of_embeddings(stepped))
+    memory = state.memory.reading(**_known_parts(state.loop))
+    return log.summary(state.clock, state.checkpoint_seconds, memory, _decay_of_embeddings(state.loop))
+
+
+def _at_the_start(model: GPT2ForSequenceClassification, steps: int, course: Course) -> TrainingState:
+    device = model.score.weight.device
+    groups = course.groups or decay_matrices(model.parameters(), course.weight_decay)
+    optimizer = make_optimizer(groups, course.lr)
+    schedule, scaler = make_schedule(optimizer, steps), make_scaler(course.precision, device)
+    state = loop.TrainState(model, optimizer, schedule, scaler, course.precision, course.forward)
+    log = StepLog(steps, device, state.trainable[0].dtype)
+    return TrainingState(state, log, PhaseClock(device), PeakMemory(device), course.rows)
 
 
 def _steps(

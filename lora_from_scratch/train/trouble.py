@@ -27,9 +27,9 @@ def out_of_memory_told(lengths: Callable[[], Tensor], parts: int) -> Iterator[No
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            if not any(said in str(error) for said in ALLOCATION):
-                raise
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not any(said in str(error) for said in ALLOCATION):
+            raise
         batch = lengths()
         size = f"{len(batch)} sentences x {int(batch.max())} tokens"
         smaller = f"--gradient-accumulation {2 * parts} computes the same in smaller parts"
