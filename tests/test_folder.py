@@ -20,7 +20,7 @@ import torch
 from lora_from_scratch import RunConfig, UserError
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli import main as cli
-from lora_from_scratch.cli.main import train_into
+from lora_from_scratch.cli.one_run import train_into
 from lora_from_scratch.data import dataset
 from lora_from_scratch.data.dataset import BUNDLED_DATASET
 from lora_from_scratch.formats.adapted import load_adapted

@@ -78,6 +78,7 @@ class RunConfig:
     weight_decay: float = flag(0.01, "of matrices alone", "W")
     precision: str = flag("auto", "of the forward pass in training", choices=PRECISIONS)
     plain: bool = flag(False, "train by core/ alone: slower, to read along")
+    shard: bool = flag(False, "share weights, gradients and moments out over the processes of torchrun")
     deterministic: bool = flag(False, "on a GPU, too, the same bits each time: slower")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
     seed: int = flag(0, "of head, adapter, order and dropout")

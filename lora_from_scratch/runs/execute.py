@@ -1,5 +1,6 @@
 """Train what was prepared, and evaluate what will be saved."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,12 +8,15 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
+from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.core.gpt2 import classify as plain_classify
+from lora_from_scratch.core.loop import Forward
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.fast.embedding_rows import Occurring
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.switch import fast_training
+from lora_from_scratch.formats.tensors import copy_into
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.prepare import Prepared, generator_for, prepare
 from lora_from_scratch.runs.random_draws import limited
@@ -23,6 +27,7 @@ from lora_from_scratch.train.evaluate import Evaluation, Score, evaluate, positi
 from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.measure import tensor_bytes
 from lora_from_scratch.train.precision import DTYPES
+from lora_from_scratch.train.processes import processes, whole
 from lora_from_scratch.train.training import Course, train
 from lora_from_scratch.train.trouble import LossNotFinite
 
@@ -96,35 +101,85 @@ def train_prepared(prepared: Prepared, checkpoints: Checkpoints | None = None) -
     config, model, examples = prepared.config, prepared.model, prepared.train_examples
     if not config.way.trains:
         return None
-    torch.manual_seed(config.seed)  # dropout's draws, whatever loading drew before
+    _check_processes(prepared, checkpoints)
+    torch.manual_seed(_dropout_seed(config.seed))  # whatever loading drew before
     precision = DTYPES[config.precision]
-    fast = nullcontext(Occurring(examples)) if config.plain else fast_training(model, examples, precision)
+    training_model = copy.deepcopy(model) if config.shard else model
+    whole_rows = config.plain or config.shard
+    fast = nullcontext(Occurring(examples)) if whole_rows else fast_training(model, examples, precision)
     with _told_by_sentence(prepared), deterministic(config.deterministic), fast as occurring:
-
-        def validated(decay: dict[str, float]) -> dict[str, float | None]:
-            with occurring.all_rows(decay):
-                return validate(model, prepared.validation_examples, precision, config.plain)
-
-        course = Course(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            precision=precision,
-            generator=generator_for(config.seed, "order"),
-            max_steps=config.max_steps,
-            groups=config.way.parameter_groups(model, config.weight_decay),
-            forward=plain_classify if config.plain else fast_classify,
-            gradient_accumulation=config.gradient_accumulation,
-            validate=validated if config.eval_every else None,
-            eval_every=config.eval_every,
-            checkpoints=checkpoints,
-            rows=occurring.rows,
-        )
-        training = train(model, occurring.examples, course)
+        course = _course(prepared, training_model, occurring, checkpoints)
+        training = train(training_model, occurring.examples, course)
         occurring.decay = training.decay
+    if config.shard:
+        copy_into(model, {name: whole(p.detach()) for name, p in training_model.named_parameters()})
     parts = {"weights": tensor_bytes(model.parameters()), **training.memory.parts}
     return replace(training, memory=replace(training.memory, parts=parts))
+
+
+def _course(
+    prepared: Prepared,
+    model: GPT2ForSequenceClassification,
+    occurring: Occurring,
+    checkpoints: Checkpoints | None,
+) -> Course:
+    config, precision = prepared.config, DTYPES[prepared.config.precision]
+
+    def validated(decay: dict[str, float]) -> dict[str, float | None]:
+        with occurring.all_rows(decay):
+            return validate(model, prepared.validation_examples, precision, config.plain)
+
+    forward = _forward(model, config)  # before the groups: sharding makes other parameters
+    return Course(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        precision=precision,
+        generator=generator_for(config.seed, "order"),
+        max_steps=config.max_steps,
+        groups=config.way.parameter_groups(model, config.weight_decay),
+        forward=forward,
+        gradient_accumulation=config.gradient_accumulation,
+        validate=validated if config.eval_every else None,
+        eval_every=config.eval_every,
+        checkpoints=checkpoints,
+        rows=occurring.rows,
+    )
+
+
+def _forward(model: GPT2ForSequenceClassification, config: RunConfig) -> Forward:
+    """The forward pass that training takes; of several processes it exchanges gradients."""
+    forward = plain_classify if config.plain else fast_classify
+    if processes().count == 1:
+        return forward
+    from lora_from_scratch.train.parallel import Replicated, Sharded  # a second
+
+    return (
+        Sharded(model, forward, torch.device(config.device)) if config.shard else Replicated(model, forward)
+    )
+
+
+def _check_processes(prepared: Prepared, checkpoints: Checkpoints | None) -> None:
+    """UserError where several processes would not train the same, or cannot share the model out."""
+    if prepared.config.shard:
+        if processes().count == 1:
+            raise UserError("--shard shares a model out over processes; start several with torchrun")
+        if not all(p.requires_grad for p in prepared.model.parameters()) or prepared.config.eval_every:
+            raise UserError("--shard is for methods by which everything learns, and without --eval-every")
+    config = {**prepared.config.as_dict(), "device": None, "output_dir": None}
+    resumed = checkpoints.resumed.steps if checkpoints and checkpoints.resumed else 0
+    together = processes()
+    together.check_equal("settings", repr(config))
+    together.check_equal("sentences", prepared.dataset.fingerprint())
+    together.check_equal("base", prepared.base_digest)
+    together.check_equal("checkpoint to go on from, in a folder that all of them see", str(resumed))
+
+
+def _dropout_seed(seed: int) -> int:
+    """What dropout draws from: the first process as one alone would, the others each on its own."""
+    rank = processes().rank
+    return generator_for(seed, f"dropout of process {rank}").initial_seed() if rank else seed
 
 
 @contextmanager

@@ -56,7 +56,8 @@ def prepare(config: RunConfig, sources: Sources | None = None) -> Prepared:
     model = base_again()
     config = decided(config, sources, model.config)
     digest = weights_fingerprint(model, ["score.weight"])
-    model = adapt(model, config, generator_for(config.seed, "adapter")).to(config.device)
+    model = adapt(model, config, generator_for(config.seed, "adapter"))
+    model = model.to("cpu" if config.shard else config.device)  # no device may hold it whole
     dataset = sources.dataset
     splits = train, validation = (limited(dataset.train, config.limit_train, config.seed), dataset.validation)
     warn_if_in_both(train.sentences, validation.sentences)

@@ -17,7 +17,14 @@ from lora_from_scratch.train.device import environment
 from lora_from_scratch.train.state import Snapshot
 
 FREE = ("output_dir", "checkpoint_every")  # may be others when a run goes on
-COMPUTES = ("device", "threads", "lora_from_scratch", "torch", "transformers")  # on which bits depend
+COMPUTES = (
+    "device",
+    "threads",
+    "processes",
+    "lora_from_scratch",
+    "torch",
+    "transformers",
+)  # on which bits depend
 
 
 def checkpoints_of(prepared: Prepared, folder: Path, resumed: Snapshot | None = None) -> Checkpoints:

@@ -1,5 +1,6 @@
 """Where results are to go: tried at once, so that a folder that cannot be made does not lose a training."""
 
+import os
 from pathlib import Path
 
 from lora_from_scratch.errors import UserError, quoted
@@ -13,7 +14,12 @@ class _Tried(Exception):
 
 
 def check_place(folder: Path, flag: str = "--output-dir", asked: Path | None = None) -> None:
-    """Write into the folder, and take everything back. UserError says why what was asked cannot be done."""
+    """Write into the folder, and take everything back. UserError says why what was asked cannot be done.
+
+    Of several processes the first one tries it for all: they would be in each other's way.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
     try:
         if folder.is_symlink() and not folder.exists():
             raise FileNotFoundError(0, "a link to nothing")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lora_from_scratch.errors import UserError, first_line, quoted
 from lora_from_scratch.formats.whole_files import appearing, clear_litter
+from lora_from_scratch.train.processes import processes
 from lora_from_scratch.train.state import Snapshot, TrainingState
 
 FOLDER = "checkpoints"  # in that of the run
@@ -43,7 +44,8 @@ class Checkpoints:
     ) -> None:
         self.folder, self.about, self.every, self.resumed = folder, dict(about), every, resumed
         self._last = time.monotonic()
-        clear_litter(folder)
+        if processes().writes:
+            clear_litter(folder)
 
     def are_due(self, steps: int, ends_epoch: bool) -> bool:
         """Whether one is to be written after so many steps."""
@@ -61,9 +63,11 @@ class Checkpoints:
         """
         started, path = time.perf_counter(), self.folder / _name(len(state.log))
         try:
-            _write(state.snapshot(), self.about, path)
-            for old in found_in(self.folder)[KEPT:]:
-                old.unlink()
+            snapshot = state.snapshot()
+            if processes().writes:
+                _write(snapshot, self.about, path)
+                for old in found_in(self.folder)[KEPT:]:
+                    old.unlink()
         except OSError as error:
             told = f"no checkpoint after step {len(state.log)}: {error.strerror or first_line(error)}"
             warnings.warn(f"{told}; make room in {quoted(self.folder, length=60)}", stacklevel=2)

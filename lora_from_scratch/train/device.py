@@ -10,13 +10,19 @@ import torch
 import transformers
 
 from lora_from_scratch.errors import UserError, first_line
+from lora_from_scratch.train.processes import processes
 from lora_from_scratch.version import __version__
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one. Raises UserError where PyTorch has no such device here."""
+    """ "auto" is the GPU if there is one; of several that torchrun's processes share, each has its own.
+
+    Raises UserError where PyTorch has no such device here.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -45,6 +51,7 @@ def environment(device: torch.device) -> dict[str, object]:
     return {
         "device": gpu or torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),
+        "processes": processes().count,
         "system": platform.platform(),
         "python": platform.python_version(),
         "lora_from_scratch": __version__,

@@ -20,6 +20,7 @@ from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.packed_weights import packed_layers
 from lora_from_scratch.train.measure import Memory, read_memory, reset_peak_memory
 from lora_from_scratch.train.precision import DTYPES
+from lora_from_scratch.train.processes import processes
 
 Z_95 = NormalDist().inv_cdf(0.975)  # 1.96
 
@@ -55,11 +56,12 @@ def predict_logits(
 ) -> Tensor:
     """Logits `(N, num_labels)`, fp32 on the CPU, in the order of the examples, dropout off.
 
+    Several processes share the sentences out, and each gets the logits of all.
     With `plain` they are computed by `core/` alone, without `fast/`.
     """
     was_training = model.training
-    logits = torch.empty(len(examples), model.config.num_labels)
-    indices = sorted_batches(examples.lengths, batch_size)
+    logits = torch.zeros(len(examples), model.config.num_labels)
+    indices = processes().own(sorted_batches(examples.lengths, batch_size))
     bar = tqdm(indices, desc="evaluate", unit="batch", leave=False)
     batches = (pad_batch(examples, part, model.score.weight.device) for part in bar)
     forward, block = (plain_classify, nullcontext()) if plain else (classify, packed_layers(model, precision))
@@ -69,7 +71,7 @@ def predict_logits(
                 logits[part] = result
     finally:
         model.train(was_training)
-    return logits
+    return processes().summed(logits)
 
 
 def evaluate(

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from lora_from_scratch.train.processes import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,7 +36,8 @@ class Wish:
 def listening() -> Iterator[Wish]:
     """Within the block the first signal becomes a wish, and the next one does what it did before.
 
-    Outside the main thread, where Python lets nobody listen, there is never a wish.
+    Of several processes, which torchrun signals once more, each keeps listening: torchrun itself ends those
+    that take too long. Outside the main thread, where Python lets nobody listen, there is never a wish.
     """
     wish = Wish()
     if threading.current_thread() is not threading.main_thread():
@@ -43,7 +46,8 @@ def listening() -> Iterator[Wish]:
 
     def note(number: int, frame: FrameType | None) -> None:
         wish.signal = number
-        restore()
+        if processes().count == 1:
+            restore()
 
     def restore() -> None:
         for number, handler in before.items():

@@ -5,56 +5,72 @@ if each had as many sentences; a sentence weighs the same wherever it lands beca
 scaled by its share. Alone, everything here does nothing.
 """
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
-from transformers import GPT2ForSequenceClassification
+from torch import Tensor, distributed
 
 from lora_from_scratch.core.loop import Batch, Forward
 from lora_from_scratch.data.batches import TokenizedExamples, pad_batch
+from lora_from_scratch.errors import UserError
+
+# A process that dies is noticed at once; one that only stands still, after this. Writing a large checkpoint,
+# for which all wait, has to fit in.
+TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many there are, and which this one is."""
+    """How many there are, and which this one is. What exchanges something has to be called by all of them."""
 
     rank: int = 0
     count: int = 1
 
-    def own(self, items: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    @property
+    def writes(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def own(self, items: Sequence[Tensor]) -> Sequence[Tensor]:
         """What of the items, in their order, falls to this process: every `count`-th."""
         return items[self.rank :: self.count]
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place; all of them have to ask."""
-        if self.count > 1:
-            distributed.all_reduce(tensor)
-        return tensor
+        """The sum of everybody's tensors, where this one is."""
+        if self.count == 1:
+            return tensor
+        sent = tensor.to(_device_of_messages(tensor.device))
+        distributed.all_reduce(sent)
+        return sent.to(tensor.device)
 
     def largest(self, *numbers: int) -> list[int]:
-        """Each number as the largest that any process has; all of them have to ask."""
+        """Each number as the largest that any process has."""
         if self.count == 1:
             return list(numbers)
-        together = torch.tensor(numbers, device=_device_of_messages())
-        distributed.all_reduce(together, distributed.ReduceOp.MAX)
-        return together.tolist()
+        sent = torch.tensor(numbers, device=_device_of_messages())
+        distributed.all_reduce(sent, distributed.ReduceOp.MAX)
+        return sent.tolist()
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
-        """That tensor of every process, on the CPU, by rank; all of them have to ask."""
+        """Everybody's tensor of one shape, by rank."""
         if self.count == 1:
             return [tensor]
-        sent = tensor.to(_device_of_messages())
+        sent = tensor.to(_device_of_messages(tensor.device))
         received = [torch.empty_like(sent) for _ in range(self.count)]
         distributed.all_gather(received, sent)
-        return [one.cpu() for one in received]
+        return [one.to(tensor.device) for one in received]
 
-
-def _device_of_messages() -> str:
-    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    def check_equal(self, what: str, text: str) -> None:
+        """UserError on all of them where one was given another text than the others."""
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        high, low = self.largest(number, -number)
+        if high != -low:
+            raise UserError(f"the processes have not the same {what}; give each the same files and flags")
 
 
 def processes() -> Processes:
@@ -64,37 +80,28 @@ def processes() -> Processes:
     return Processes(distributed.get_rank(), distributed.get_world_size())
 
 
-class Parallel:
-    """The forward pass through DistributedDataParallel, which averages the gradients of the backward pass.
-
-    Frozen weights and the start of what learns have to be the same everywhere; nothing is sent at the start.
-    """
-
-    def __init__(self, model: GPT2ForSequenceClassification, forward: Forward) -> None:
-        device = model.score.weight.device
-        ids = [device] if device.type == "cuda" else None
-        classifier = _Classifier(model, forward)
-        self._wrapped = DistributedDataParallel(
-            classifier, device_ids=ids, broadcast_buffers=False, init_sync=False
-        )
-
-    def __call__(self, model: GPT2ForSequenceClassification, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self._wrapped(input_ids, lengths)
-
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Within the block gradients add up here alone."""
-        return self._wrapped.no_sync()
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what the processes hold of it together, for which all of them have to ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-class _Classifier(nn.Module):
-    """A module whose `forward` is the function: DistributedDataParallel wraps modules alone."""
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Within the block this process works with the others that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    yield
+    distributed.destroy_process_group()  # not after an error: it would wait for the others
 
-    def __init__(self, model: GPT2ForSequenceClassification, function: Forward) -> None:
-        super().__init__()
-        self.model, self.function = model, function
 
-    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.function(self.model, input_ids, lengths)
+def _device_of_messages(otherwise: torch.device | None = None) -> torch.device:
+    """Where a tensor has to be to be sent."""
+    if distributed.get_backend() != "nccl":
+        return torch.device("cpu")
+    on_gpu = otherwise is not None and otherwise.type == "cuda"
+    return otherwise if on_gpu else torch.device("cuda", torch.cuda.current_device())
 
 
 def split(indices: Tensor, processes: Processes, parts: int) -> list[list[Tensor]]:
@@ -112,12 +119,13 @@ def own_batches(
 ) -> Iterator[Batch]:
     """This process's batches of one step, in turn; gradients are exchanged with the last one.
 
-    A process without a sentence reads one of another's, of no weight: the others wait for its gradients.
+    All compute as many batches, since they wait for each other: one that has fewer begins with a sentence of
+    the first process's, of no weight.
     """
     own, total = shares[processes.rank], sum(len(part) for parts in shares for part in parts)
-    if not own:
-        yield pad_batch(examples, shares[0][0][:1], device, share=0.0)
-    for number, part in enumerate(own, start=1):
-        alone = getattr(forward, "no_sync", nullcontext) if number < len(own) else nullcontext
+    batches = [(shares[0][0][:1], 0.0)] * (max(map(len, shares)) - len(own))
+    batches += [(part, processes.count * len(part) / total) for part in own]
+    for number, (indices, share) in enumerate(batches, start=1):
+        alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext
         with alone():
-            yield pad_batch(examples, part, device, share=processes.count * len(part) / total)
+            yield pad_batch(examples, indices, device, share)

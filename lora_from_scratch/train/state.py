@@ -14,6 +14,7 @@ from lora_from_scratch.core.loop import TrainState
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.train.log import StepLog
 from lora_from_scratch.train.measure import PeakMemory, PhaseClock
+from lora_from_scratch.train.processes import processes, whole
 
 WEIGHTS, ROWS, GENERATOR = "weights.", "rows.", "generator."
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's names
@@ -49,13 +50,18 @@ class TrainingState:
     checkpoint_seconds: float = 0.0
 
     def snapshot(self) -> Snapshot:
-        """Where the training stands. The tensors are the training's own: write them before the next step."""
+        """Where the training stands; of several processes all have to ask, and get the same.
+
+        The tensors are the training's own: write them before the next step.
+        """
         tensors = {f"{ROWS}{name}": rows for name, rows in self.rows.items()}
         for name, parameter in self._learning():
-            tensors[f"{WEIGHTS}{name}"] = parameter.detach()
+            tensors[f"{WEIGHTS}{name}"] = whole(parameter.detach())
             moments = self.loop.optimizer.state[parameter]
-            tensors |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
-        tensors |= {f"{GENERATOR}{name}": get() for name, (get, _) in self._generators().items()}
+            tensors |= {f"{moment}.{name}": whole(moments[moment]) for moment in MOMENTS}
+        for name, (get, _) in self._generators().items():
+            states = enumerate(processes().gathered(get()))
+            tensors |= {f"{GENERATOR}{name}.{rank}": state for rank, state in states}
         tensors |= {f"log.{name}": column for name, column in self.log.tensors().items()}
         schedule = self.loop.schedule.state_dict()
         return Snapshot(
@@ -81,11 +87,9 @@ class TrainingState:
             if not torch.equal(found.tensors.get(f"{ROWS}{name}", rows[:0]), rows):
                 raise UserError(f"its rows of {name} are not those of these sentences")
         for name, parameter in learning.items():
-            parameter.copy_(found.tensors[f"{WEIGHTS}{name}"])
-            loop.optimizer.state[parameter] = {
-                moment: found.tensors[f"{moment}.{name}"].to(parameter.device, copy=True)
-                for moment in MOMENTS
-            }
+            parameter.copy_(_placed_as(parameter, found.tensors[f"{WEIGHTS}{name}"]))
+            moments = {moment: found.tensors[f"{moment}.{name}"] for moment in MOMENTS}
+            loop.optimizer.state[parameter] = {n: _placed_as(parameter, t) for n, t in moments.items()}
         loop.decays = facts["decays"]
         loop.schedule.load_state_dict({**loop.schedule.state_dict(), **facts["schedule"]})
         for group, rate in zip(loop.optimizer.param_groups, loop.schedule.get_last_lr(), strict=True):
@@ -95,7 +99,9 @@ class TrainingState:
         self.clock.seconds, self.clock.phases = facts["clock"]["seconds"], facts["clock"]["phases"]
         self.checkpoint_seconds, self.memory.peak = facts["checkpoint_seconds"], facts["peak_bytes"]
         for name, (_, put) in self._generators().items():  # last: nothing that draws comes behind it
-            put(found.tensors[f"{GENERATOR}{name}"].clone())
+            state = found.tensors.get(f"{GENERATOR}{name}.{processes().rank}")
+            if state is not None:  # else there were fewer processes, and this one begins as it does at first
+                put(state.clone())
 
     def _learning(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.loop.model.named_parameters() if p.requires_grad)
@@ -108,6 +114,16 @@ class TrainingState:
             cuda = torch.cuda
             found["cuda"] = (lambda: cuda.get_rng_state(device), lambda s: cuda.set_rng_state(s, device))
         return found
+
+
+def _placed_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of a tensor where the parameter is, shared out over the processes if that is."""
+    copy = tensor.to(parameter.device, copy=True)
+    if copy.ndim and hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(copy, parameter.device_mesh, parameter.placements)
+    return copy
 
 
 def _check_names(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from lora_from_scratch.train.log import LOOK_EVERY, StepLog, Training, Validatio
 from lora_from_scratch.train.measure import PeakMemory, PhaseClock, tensor_bytes
 from lora_from_scratch.train.optimizer import make_optimizer, make_schedule
 from lora_from_scratch.train.precision import make_scaler
-from lora_from_scratch.train.processes import own_batches, processes, split
+from lora_from_scratch.train.processes import own_batches, processes, split, whole
 from lora_from_scratch.train.state import TrainingState
 from lora_from_scratch.train.trouble import LossNotFinite, out_of_memory_told
 
@@ -118,7 +118,11 @@ def _steps(
     with bar, out_of_memory_told(lambda: examples.lengths[order[len(log)]], parts):
         for shares, step in zip(shared, loop.train(state.loop, steps, state.clock.lap), strict=True):
             loss = together.summed(step.loss) / together.count
-            log.add(replace(step, loss=loss), [examples.lengths[part] for own in shares for part in own])
+            norm = whole(step.gradient_norm)
+            log.add(
+                replace(step, loss=loss, gradient_norm=norm),
+                [examples.lengths[part] for own in shares for part in own],
+            )
             bar.update(len(order[len(log) - 1]))
             if log.is_due(LOOK_EVERY):
                 bar.set_postfix(loss=f"{log.recent_loss():.3f}", refresh=False)
