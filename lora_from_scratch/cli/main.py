@@ -21,13 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _main(arguments)
-    from torch.distributed.elastic.multiprocessing.errors import (
-        record,  # so that torchrun shows the traceback
-    )
+    if not _speaks():
+        os.environ["TQDM_DISABLE"] = "1"  # before torch imports tqdm, which reads it then
+    from torch.distributed.elastic.multiprocessing.errors import record  # shows torchrun the traceback
 
     if _speaks():
         return record(_main)(arguments)
-    os.environ["TQDM_DISABLE"] = "1"  # before tqdm reads it
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         return record(_main)(arguments)
 

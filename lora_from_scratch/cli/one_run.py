@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,10 +73,8 @@ def _config(flags: dict[str, object]) -> RunConfig:
     asked = {**RECIPES.get(flags.pop("recipe", None), {}), **flags}
     for name in flags.keys() - own:
         flag = "--" + name.replace("_", "-")
-        print(
-            f"warning: {flag} is no flag of --method {method.name}, and left out; see run.py --help",
-            file=sys.stderr,
-        )
+        told = f"{flag} is no flag of --method {method.name}, and left out; see run.py --help"
+        warnings.warn(told, stacklevel=2)
     asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
     return RunConfig(**{name: asked[name] for name in asked.keys() & own})
 

@@ -94,7 +94,9 @@ class Memory:
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """What this process holds of them."""
+    local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def reset_peak_memory(device: torch.device) -> bool:
