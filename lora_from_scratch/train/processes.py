@@ -107,7 +107,7 @@ def _device_of_messages(otherwise: torch.device | None = None) -> torch.device:
 def split(indices: Tensor, processes: Processes, parts: int) -> list[list[Tensor]]:
     """One step's sentences, `(B,)`, shared out: for each process its own, in so many parts or fewer."""
     shares = (indices[rank :: processes.count] for rank in range(processes.count))
-    return [list(share.chunk(parts)) if len(share) else [] for share in shares]
+    return [list(share.tensor_split(min(parts, len(share)))) if len(share) else [] for share in shares]
 
 
 def own_batches(
