@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
 from collections import Counter
-from itertools import pairwise
+from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy
@@ -17,19 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from pretrain import (
-    Pretraining,
-    Settings,
-    learning_rate,
-    make_optimizers,
-    model_config,
-    pretrain,
-)
-from pretraining_text import read_documents, window_starts, windows
+import pretrain as tool
+from pretrain import pretrain
+from pretraining import Pretraining
+from pretraining_model import Settings, learning_rate, make_optimizers, model_config
+from pretraining_text import encode, read_documents, train_tokenizer, window_starts, windows
 
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
 from lora_from_scratch.data.dataset import BUNDLED_DATASET, load_dataset
 from lora_from_scratch.errors import UserError
+from lora_from_scratch.train.checkpoints import found_in, newest
+from lora_from_scratch.train.interrupts import Interrupted
 
 TINY = Settings(
     vocab_size=400, n_positions=16, n_embd=32, n_layer=1, n_head=2, batch_size=8, steps=60, warmup_steps=5
@@ -198,12 +199,18 @@ def test_every_parameter_has_one_optimizer():
     assert {id(p) for p in held} == {id(p) for p in model.parameters()}
 
 
-def test_the_script_learns_from_plain_text_and_leaves_a_whole_model(tmp_path):
+@pytest.fixture
+def text(tmp_path) -> Path:
+    """Four words in their order, over and over: an epoch of 50 steps with the tiny settings."""
     words = ["red", "green", "blue", "gold"]
     lines = [" ".join(words[(i + j) % 4] for j in range(30)) + " ." for i in range(200)]
     (tmp_path / "text.txt").write_text("\n".join(lines))
+    return tmp_path / "text.txt"
+
+
+def test_the_script_learns_from_plain_text_and_leaves_a_whole_model(text, tmp_path):
     out = tmp_path / "out"
-    pretrain([tmp_path / "text.txt"], out, TINY)
+    pretrain([text], out, TINY)
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "model.safetensors", "pretraining.json", "tokenizer.json", "tokenizer_config.json"),
     }
@@ -217,9 +224,117 @@ def test_the_script_learns_from_plain_text_and_leaves_a_whole_model(tmp_path):
 
 
 def test_too_little_text_is_an_error():
-    from pretraining_text import train_tokenizer
-
     documents = ["a few words .", "and a few more ."]
     run = Pretraining(TINY, train_tokenizer(documents, 300), documents, "cpu")
     with pytest.raises(UserError, match="the text is too short"):
-        next(run.batches())
+        next(run.starts())
+
+
+def test_the_order_of_the_windows_is_the_one_that_the_bundle_was_made_with(text):
+    """A plain loop over one generator: the documents' order, then each epoch's offset and its windows."""
+    documents = list(read_documents([text]))
+    tokenizer = train_tokenizer(documents, TINY.vocab_size)
+    found = list(islice(Pretraining(TINY, tokenizer, documents, "cpu").starts(), 120))
+    draw = numpy.random.default_rng(TINY.seed)
+    order = draw.permutation(200)
+    stream = encode(tokenizer, [documents[i] for i in order[:198]])
+    ends = [tokenizer.token_to_id(end) for end in ("<|endoftext|>", "\u0120.")]
+    expected: list[int] = []
+    while len(expected) < 120 * 8:
+        offset = int(draw.integers(16))
+        expected += draw.permutation(window_starts(stream, ends, 16, offset)).tolist()
+    assert [start for batch in found for start in batch] == expected[: 120 * 8]
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[Pretraining]:
+    """Each pretraining whose training began, and ended one way or another."""
+    begun: list[Pretraining] = []
+    train = Pretraining.train
+    monkeypatch.setattr(Pretraining, "train", lambda run, *rest: begun.append(run) or train(run, *rest))
+    return begun
+
+
+def signalled(monkeypatch: pytest.MonkeyPatch, signals: dict[int, signal.Signals]) -> None:
+    """Send this process these signals, each before the step of its number ends."""
+    step = Pretraining._step
+
+    def stepped(run: Pretraining, *rest: object) -> None:
+        step(run, *rest)
+        if number := signals.pop(len(run.log), None):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Pretraining, "_step", stepped)
+
+
+def test_a_pretraining_that_was_interrupted_ends_as_if_it_had_not_been(text, tmp_path, monkeypatch, runs):
+    """Twice within an epoch, in the next one and at the very last step."""
+    settings = replace(TINY, validate_every=10)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pretrain([text], whole, settings)
+    signals = {7: signal.SIGTERM, 9: signal.SIGINT, 53: signal.SIGTERM, 60: signal.SIGTERM}
+    left = dict(signals)
+    signalled(monkeypatch, left)
+    for leg, (steps, number) in enumerate(signals.items()):
+        with pytest.raises(Interrupted) as interrupt:
+            pretrain([text], parts, settings, checkpoint_every=20, resume=leg > 0)
+        assert interrupt.value.signal == number
+        assert newest(parts / "checkpoints")[1].steps == steps
+    assert [path.name[5:14] for path in found_in(parts / "checkpoints")] == ["000000060", "000000053"]
+    pretrain([text], parts, settings, resume=True)
+    expected, *_, last = runs
+    for name, column in expected.log.tensors().items():
+        assert torch.equal(last.log.tensors()[name], column), name
+    ours, theirs = last.snapshot().tensors, expected.snapshot().tensors
+    assert ours.keys() == theirs.keys() and any(name.startswith("momentum_buffer.") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
+    for path in whole.iterdir():
+        there, here = path.read_bytes(), (parts / path.name).read_bytes()
+        if path.name == "pretraining.json":
+            there, here = ({**json.loads(one), "hours": None} for one in (there, here))
+        assert there == here, path.name
+
+
+def test_a_pretrainings_time_is_that_of_all_its_stretches(text, tmp_path, monkeypatch, runs):
+    """Neither what checkpoints took nor the time in between is counted."""
+    signalled(monkeypatch, {3: signal.SIGTERM})
+    with pytest.raises(Interrupted):
+        pretrain([text], tmp_path / "out", TINY, checkpoint_every=1)
+    facts = newest(tmp_path / "out" / "checkpoints")[1].facts
+    assert 0 < facts["checkpoint_seconds"] < runs[0].checkpoint_seconds
+    monkeypatch.setattr("time.time", lambda: 1e6 + facts["seconds"])  # the clock stands still from here
+    pretrain([text], tmp_path / "out", TINY, resume=True)
+    hours = json.loads((tmp_path / "out" / "pretraining.json").read_text())["hours"]
+    assert hours == pytest.approx(facts["seconds"] / 3600)
+
+
+def test_the_script_says_how_to_go_on_and_with_what_it_does_not(text, tmp_path, monkeypatch, capsys):
+    def tiny(**changes: object) -> Settings:
+        return replace(TINY, **changes)
+
+    tiny.steps = 12
+    monkeypatch.setattr(tool, "Settings", tiny)
+    signalled(monkeypatch, {5: signal.SIGTERM})
+    out = tmp_path / "out"
+
+    def told(*flags: str, text: Path = text) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", str(text), "--out", str(out), *flags])
+        status = tool.main()
+        lines = capsys.readouterr().err.splitlines()
+        return status, next((line for line in lines if line.startswith(("error: ", "interrupted"))), "")
+
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text().replace("gold", "silver"))
+    nothing = f"error: --resume: there is no checkpoint in {out}/checkpoints; leave the flag out to begin"
+    assert told("--resume") == (2, nothing)
+    assert told("--checkpoint-every", "0") == (2, "error: --checkpoint-every must be at least 1, not 0")
+    assert not out.exists()
+    assert told() == (143, "interrupted; go on with the same command and --resume")
+    held = f"error: {out} holds an interrupted pretraining: add --resume to go on with it, or delete its "
+    assert told() == (2, held + "checkpoints to begin anew")
+    assert told("--resume", "--steps", "13") == (2, "error: --resume: steps was 12, now 13: ask for the same")
+    changed = "error: --resume: the text is not what the pretraining began with: name that"
+    assert told("--resume", text=other) == (2, changed)
+    assert told("--resume") == (0, "")
+    assert (out / "pretraining.json").exists() and not (out / "checkpoints").exists()

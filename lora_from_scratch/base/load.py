@@ -17,6 +17,8 @@ from lora_from_scratch.errors import NotFound, UserError, first_line
 BUNDLED = "bundled"
 BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "mini-gpt2"
 DEFAULT = "gpt2"
+# An adapter that lies beside a base is none of its weights; transformers, where PEFT is there, looks for one.
+NO_ADAPTER = {"subfolder": "no adapter"}
 
 
 def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
@@ -214,6 +216,7 @@ def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForS
             config=config,
             dtype=torch.float32,
             use_safetensors=True,  # never a pickle
+            adapter_kwargs=NO_ADAPTER,
             ignore_mismatched_sizes=True,  # of the head, for other labels; any other was refused
             output_loading_info=True,
         )

@@ -46,6 +46,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     try:
         names = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+        if others := [name for name in names if not name.endswith(".safetensors")]:
+            raise ValueError(f"{printable(others[0])[:30]} is no safetensors file")  # read as a pickle
         return [folder / Path(name).name for name in names]
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / INDEX} is damaged ({first_line(error)[:60]}): fetch it again") from error
@@ -60,6 +62,8 @@ def read_config(name: str, folder: Path) -> GPT2Config:
         _check_sizes(values)
         _check_labels(name, values.get("id2label"))
         kind = values["model_type"]
+        if values.get("transformers_weights"):  # a file that would be read in the place of those checked here
+            raise ValueError("transformers_weights names another file of weights")
         if kind == "gpt2":
             config = AutoConfig.from_pretrained(folder)
     except UserError:

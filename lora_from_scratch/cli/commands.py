@@ -83,7 +83,9 @@ def merge(adapter: Path, model: str | None, out: Path) -> None:
     with appearing(out) as aside:
         merge_lora(adapted.model)
         checkpoint.save(adapted, aside)
-        reread = AutoModelForSequenceClassification.from_pretrained(aside, dtype=torch.float32)
+        reread = AutoModelForSequenceClassification.from_pretrained(
+            aside, dtype=torch.float32, use_safetensors=True
+        )
         difference = compare(_their_logits(replace(adapted, model=reread), texts), expected)
         if not difference.within(MERGE_TOLERANCE):
             raise UserError(f"the merged model is not the adapted one: {difference}; {out} was not written")

@@ -8,8 +8,9 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,13 +20,22 @@ from torch import Tensor
 from lora_from_scratch.errors import UserError, first_line, quoted
 from lora_from_scratch.formats.whole_files import appearing, clear_litter
 from lora_from_scratch.train.processes import processes
-from lora_from_scratch.train.state import Snapshot, TrainingState
+from lora_from_scratch.train.state import Snapshot
 
 FOLDER = "checkpoints"  # in that of the run
 KEPT = 2
 EVERY_SECONDS = 600.0
 ABOUT, FACTS, DIGEST = "about", "facts", "contents_sha256"
 OTHER = "start the run again, or take another copy of the folder"
+
+
+class Resumable(Protocol):
+    """A training of whatever kind, as far as its checkpoints have to know it."""
+
+    log: Sized  # of its steps
+    checkpoint_seconds: float
+
+    def snapshot(self) -> Snapshot: ...
 
 
 class Checkpoints:
@@ -56,7 +66,7 @@ class Checkpoints:
         """Whether the last one is too long ago."""
         return not self.every and time.monotonic() - self._last >= EVERY_SECONDS
 
-    def write(self, state: TrainingState) -> Path | None:
+    def write(self, state: Resumable) -> Path | None:
         """Write one, flushed to disk before it has its name, and drop what is older than the one before it.
 
         None, with a warning, where there is no room for it: those that are there stay, and training goes on.

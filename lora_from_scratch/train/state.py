@@ -49,6 +49,11 @@ class TrainingState:
     rows: Mapping[str, Tensor] = field(default_factory=dict)  # of embeddings that were cut, by name
     checkpoint_seconds: float = 0.0
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that learns still consists of numbers."""
+        return all(bool(parameter.isfinite().all()) for _, parameter in self._learning())
+
     def snapshot(self) -> Snapshot:
         """Where the training stands; of several processes all have to ask, and get the same.
 

@@ -32,7 +32,7 @@ def out_of_memory_told(lengths: Callable[[], Tensor], parts: int) -> Iterator[No
             raise
         batch = lengths()
         size = f"{len(batch)} sentences x {int(batch.max())} tokens"
-        smaller = f"--gradient-accumulation {2 * parts} computes the same in smaller parts"
-        raise UserError(
-            f"out of memory at a batch of {size} ({first_line(error)[:60]}); {smaller}; or lower --max-length"
-        ) from error
+        more = min(2 * parts, len(batch))
+        smaller = f"--gradient-accumulation {more} computes the same in smaller parts; or "
+        advice = f"{smaller * (more > parts)}lower --max-length"
+        raise UserError(f"out of memory at a batch of {size} ({first_line(error)[:60]}); {advice}") from error

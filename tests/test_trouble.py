@@ -1,0 +1,275 @@
+"""What goes wrong in the numbers of a run: told in one line, at that very step, with what is good kept."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import GPT2ForSequenceClassification
+
+from lora_from_scratch import RunConfig, adapt
+from lora_from_scratch.cli import main as cli
+from lora_from_scratch.core.gpt2 import classify as plain_classify
+from lora_from_scratch.data.batches import TokenizedExamples, training_batches
+from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.fast.embedding_rows import Occurring
+from lora_from_scratch.fast.gpt2 import classify as fast_classify
+from lora_from_scratch.fast.switch import fast_training
+from lora_from_scratch.report import picture
+from lora_from_scratch.runs import execute
+from lora_from_scratch.runs.prepare import prepare
+from lora_from_scratch.runs.random_draws import generator_for
+from lora_from_scratch.train.checkpoints import found_in, newest
+from lora_from_scratch.train.log import StepLog, Training
+from lora_from_scratch.train.training import Course, train
+
+STEPS, LR = 6, 1e-3
+METHODS = {"lora": {"rank": 2, "dropout": 0.0}, "full": {}, "prelayer": {}, "prefix": {"prefix_length": 3}}
+Spoil = Callable[[Tensor, Tensor], Tensor]  # from a batch's token ids and its logits to its logits
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch) -> None:
+    monkeypatch.setattr(picture, "draw_training", lambda results, metrics: None)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    """40 rows, of which 4 are held out, of 3 to 10 words."""
+    rows = [f"{word} film{' indeed' * (i % 8)} {i},{i % 2}" for i in range(20) for word in ("good", "dull")]
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    path.write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def line(dataset, tmp_path) -> list[str]:
+    """A run of six steps of four sentences, with a checkpoint after each."""
+    flags = ["--model", "bundled", "--dataset", dataset, "--output-dir", str(tmp_path / "run"), "--rank", "2"]
+    flags += ["--precision", "fp32", "--device", "cpu", "--batch-size", "4", "--max-steps", str(STEPS)]
+    return [*flags, "--lr", str(LR), "--checkpoint-every", "1"]
+
+
+def spoiled(monkeypatch: pytest.MonkeyPatch, number: int, spoil: Spoil) -> None:
+    """Let something befall the forward pass of a run's batch `number`, counted from 1."""
+    seen = 0
+
+    def forward(model: GPT2ForSequenceClassification, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        nonlocal seen
+        seen += 1
+        logits = fast_classify(model, input_ids, lengths)
+        return spoil(input_ids, logits) if seen == number else logits
+
+    monkeypatch.setattr(execute, "fast_classify", forward)
+
+
+def no_number(input_ids: Tensor, logits: Tensor) -> Tensor:
+    return logits * float("nan")
+
+
+def no_gradient(input_ids: Tensor, logits: Tensor) -> Tensor:
+    """The loss is finite, its gradients are not."""
+    logits.register_hook(lambda gradient: gradient * float("inf"))
+    return logits
+
+
+def raising(error: Exception) -> Spoil:
+    def spoil(input_ids: Tensor, logits: Tensor) -> Tensor:
+        raise error
+
+    return spoil
+
+
+def too_much(input_ids: Tensor, logits: Tensor) -> Tensor:
+    return torch.empty(2**58)
+
+
+def batch_of(line: list[str], step: int) -> tuple[list[str], str]:
+    """The sentences of a step, and how large its batch is."""
+    flags = dict(zip(line[::2], line[1::2], strict=True))
+    prepared = prepare(RunConfig(model="bundled", dataset=flags["--dataset"], device="cpu", precision="fp32"))
+    examples = prepared.train_examples
+    size, order = int(flags["--batch-size"]), generator_for(0, "order")
+    indices = list(training_batches(examples, size, step, order))[-1]
+    sentences = load_dataset(flags["--dataset"]).train.sentences
+    longest = int(examples.lengths[indices].max())
+    return [sentences[i] for i in indices.tolist()], f"{len(indices)} sentences x {longest} tokens"
+
+
+def kept(line: list[str]) -> list[str]:
+    return [path.name for path in found_in(folder_of(line) / "checkpoints")]
+
+
+def folder_of(line: list[str]) -> Path:
+    return Path(line[line.index("--output-dir") + 1])
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The only error on the screen."""
+    (told,) = re.findall(r"^error: .*$", capsys.readouterr().err, re.MULTILINE)
+    return told
+
+
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_a_loss_that_is_no_number_stops_the_run_at_its_step(line, monkeypatch, capsys, looked_at):
+    """Also where losses are not looked at after each step, as on a GPU: a checkpoint looks.
+
+    Once the trouble is over the run goes on from the last one, bit for bit.
+    """
+    if not looked_at:
+        monkeypatch.setattr(StepLog, "is_due", lambda log, every: False)
+    spoiled(monkeypatch, 4, no_number)
+    assert cli.main(line) == 2
+    told, (sentences, _) = error(capsys), batch_of(line, 4)
+    about = f"error: the loss is nan after 4 steps: --lr {LR:g} is too high for this run; its sentences: "
+    assert told == about + ", ".join(map(repr, sentences[:3])) + ", ..."
+    assert kept(line) == ["step-000000003.safetensors", "step-000000002.safetensors"]
+    assert {path.name for path in folder_of(line).iterdir()} == {"checkpoints"}
+    monkeypatch.undo()
+    monkeypatch.setattr(picture, "draw_training", lambda results, metrics: None)
+    assert newest(folder_of(line) / "checkpoints")[1].steps == 3
+    assert cli.main(["--resume", str(folder_of(line))]) == 0
+    whole = str(folder_of(line).with_name("whole"))
+    assert cli.main([*line, "--output-dir", whole]) == 0
+    for name in ("adapter_model.safetensors", "metrics.jsonl"):
+        assert (folder_of(line) / name).read_bytes() == (Path(whole) / name).read_bytes()
+
+
+def test_weights_that_are_no_numbers_are_in_no_checkpoint(line, monkeypatch, capsys):
+    """The loss of step 3 is finite, what it leaves is not: the one after step 2 is the last good one."""
+    spoiled(monkeypatch, 3, no_gradient)
+    assert cli.main(line) == 2
+    assert "the loss is nan after 4 steps" in error(capsys)
+    assert kept(line) == ["step-000000002.safetensors", "step-000000001.safetensors"]
+    snapshot = newest(folder_of(line) / "checkpoints")[1]
+    assert all(tensor.isfinite().all() for tensor in snapshot.tensors.values())
+
+
+@pytest.mark.filterwarnings("ignore:--precision fp16 is slow on a CPU")
+def test_steps_that_fp16_leaves_out_are_counted_and_end_nothing(line, monkeypatch, capsys):
+    spoiled(monkeypatch, 2, no_gradient)
+    assert cli.main([*line, "--precision", "fp16"]) == 0
+    printed = capsys.readouterr()
+    assert "skipped     1 of 6 steps, whose fp16 gradients overflowed\n" in printed.out
+    assert "error" not in printed.err
+    results = json.loads((folder_of(line) / "results.json").read_text())
+    assert (results["steps"], results["skipped_steps"]) == (STEPS, 1)
+    rows = [json.loads(row) for row in (folder_of(line) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["gradient_norm"] is None for row in rows] == [False, True, False, False, False, False]
+    assert [row["lr"] for row in rows] == pytest.approx([LR * (1 - i / STEPS) for i in range(STEPS)])
+    weights = load_file(folder_of(line) / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+OUT_OF_MEMORY = {
+    "of a GPU": (
+        raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")),
+        "CUDA out of",
+    ),
+    "of a CPU": (raising(RuntimeError("DefaultCPUAllocator: not enough memory: you tried")), "DefaultCPUAll"),
+    "of Python": (raising(MemoryError()), "MemoryError"),
+    "in truth": (too_much, "["),
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_out_of_memory_says_at_what_batch_and_what_to_lower(line, monkeypatch, capsys, kind):
+    spoil, said = OUT_OF_MEMORY[kind]
+    spoiled(monkeypatch, 3, spoil)
+    assert cli.main(line) == 2
+    told, (_, size) = error(capsys), batch_of(line, 3)
+    assert told.startswith(f"error: out of memory at a batch of {size} ({said}")
+    assert told.endswith(
+        "--gradient-accumulation 2 computes the same in smaller parts; or lower --max-length"
+    )
+    assert kept(line) == ["step-000000002.safetensors", "step-000000001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "advice"),
+    [
+        ("4", "2", "; --gradient-accumulation 4 computes the same in smaller parts; or lower --max-length"),
+        ("4", "3", "; --gradient-accumulation 4 computes the same in smaller parts; or lower --max-length"),
+        ("4", "4", "; lower --max-length"),
+        ("1", "1", "; lower --max-length"),
+    ],
+)
+def test_a_batch_of_single_sentences_is_not_to_be_parted_further(
+    line, monkeypatch, capsys, size, parts, advice
+):
+    spoiled(monkeypatch, 1, raising(MemoryError()))
+    line = [*line, "--gradient-accumulation", parts, "--batch-size", size]
+    assert cli.main(line) == 2
+    told, (_, size) = error(capsys), batch_of(line, 1)
+    assert told == f"error: out of memory at a batch of {size} (MemoryError){advice}"
+
+
+def test_what_is_no_trouble_of_memory_keeps_its_traceback(line, monkeypatch):
+    spoiled(monkeypatch, 2, raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        cli.main(line)
+    assert kept(line) == ["step-000000001.safetensors"]
+
+
+def trained_in_parts(
+    model: GPT2ForSequenceClassification,
+    examples: TokenizedExamples,
+    parts: int,
+    fast: bool,
+    lr: float = 1e-3,
+) -> Training:
+    """One epoch of five batches, the last of which has 8 sentences, not 10."""
+    block = fast_training(model, examples, torch.float32) if fast else nullcontext(Occurring(examples))
+    with block as occurring:
+        course = Course(
+            epochs=1,
+            batch_size=10,
+            lr=lr,
+            weight_decay=0.1,
+            precision=torch.float32,
+            generator=torch.Generator().manual_seed(0),
+            forward=fast_classify if fast else plain_classify,
+            gradient_accumulation=parts,
+            rows=occurring.rows,
+        )
+        training = train(model, occurring.examples, course)
+        occurring.decay = training.decay
+    return training
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_in_parts_gives_the_result_of_a_whole_one(method, fast, tiny_examples):
+    torch.manual_seed(0)
+    config = tiny_config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, initializer_range=0.2)
+    start = adapt(GPT2ForSequenceClassification(config), RunConfig(method=method, **METHODS[method]))
+    whole = copy.deepcopy(start)
+    expected = trained_in_parts(whole, tiny_examples, 1, fast)
+    assert [row["sentences"] for row in expected.metrics].count(8) == 1
+    assert not torch.equal(whole.score.weight, start.score.weight)
+    for parts in (1, 2, 3, 16, 17):  # of 10: 10; 5 and 5; 4, 4 and 2; ten times 1
+        model = copy.deepcopy(start)
+        training = trained_in_parts(model, tiny_examples, parts, fast)
+        for row, other in zip(training.metrics, expected.metrics, strict=True):
+            assert row == pytest.approx(other, rel=1e-6, abs=1e-6)
+        for name, tensor in without_key_biases(whole).items():
+            torch.testing.assert_close(without_key_biases(model)[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def without_key_biases(model: GPT2ForSequenceClassification) -> dict[str, Tensor]:
+    """The keys' biases move all scores of a row of attention alike, and so no logit: their gradients are what
+    rounding leaves, and AdamW scales that up to steps like any other."""
+    weights, width = dict(model.state_dict()), model.config.n_embd
+    for name, tensor in weights.items():
+        if name.endswith("c_attn.bias"):
+            weights[name] = torch.cat([tensor[:width], tensor[2 * width :]])
+    return weights
