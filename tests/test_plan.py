@@ -152,7 +152,7 @@ def test_shared_sources_give_the_run_that_one_alone_gives(quick, shared):
         alone = run(config)
         for _ in range(2):  # the second after a first one has trained on its copy
             prepared = prepare(config, shared(config))
-            among = of_going.execute(prepared, checkpoints)
+            among = of_going.execute(prepared)
             assert among.evaluation.probabilities == alone.evaluation.probabilities
             for name, parameter in alone.prepared.model.named_parameters():
                 assert torch.equal(parameter, prepared.model.get_parameter(name)), name

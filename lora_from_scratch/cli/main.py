@@ -126,6 +126,7 @@ def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = 
     from lora_from_scratch.runs import execute, record
     from lora_from_scratch.runs import folder as runs
     from lora_from_scratch.runs.resume import checkpoints_of
+    from lora_from_scratch.train.checkpoints import found_in
     from lora_from_scratch.train.interrupts import Interrupted
 
     runs.check_folder(folder, resumed is not None)
@@ -138,7 +139,9 @@ def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = 
     try:
         training = execute.train_prepared(prepared, checkpoints)
     except Interrupted as interrupt:
-        told = f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
+        command = f"python run.py --resume {shlex.quote(str(folder))}"
+        can_go_on = found_in(checkpoints.folder)
+        told = f"; go on with: {command}" if can_go_on else "; no checkpoint of it could be written"
         raise Interrupted(told, interrupt.signal) from interrupt
     runs.write_trained(prepared, training, folder)
     kept = f"; what was trained is in {folder}"
