@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from lora_from_scratch.train.checkpoints import Checkpoints
 from lora_from_scratch.train.device import environment
 from lora_from_scratch.train.state import Snapshot
 
-FREE = ("output_dir", "checkpoint_every")  # may be others when a run goes on
+FREE = ("output_dir", "checkpoint_every")  # may be others when a run goes on: a folder can be moved
 COMPUTES = ("device", "threads", "lora_from_scratch", "torch", "transformers")  # on which bits depend
 
 
@@ -56,14 +55,14 @@ def unfinished(folder: Path) -> tuple[dict[str, object], Snapshot] | None:
 def config_of(said: Mapping[str, object], folder: Path, flags: Mapping[str, object]) -> RunConfig:
     """The settings of an interrupted run. UserError for a flag that asks for others."""
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in said["config"].items()}
+    kept["output_dir"] = str(folder)
     for name, value in flags.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name not in FREE and (name not in kept or kept[name] != value):
+        if name != "checkpoint_every" and (name not in kept or kept[name] != value):
             flag, shown = f"--{name.replace('_', '-')}", kept.get(name)
             told = f"{flag} {_shown(shown)}" if name in kept else f"the settings that it has, without {flag}"
             raise UserError(f"--resume {folder} goes on with {told}; leave the flag out")
-    config = RunConfig(**kept, output_dir=str(folder))
-    return replace(config, checkpoint_every=flags.get("checkpoint_every"))
+    return RunConfig(**kept, checkpoint_every=flags.get("checkpoint_every"))
 
 
 def check_same(said: Mapping[str, object], prepared: Prepared, folder: Path) -> None:
