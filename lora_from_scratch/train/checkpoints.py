@@ -111,7 +111,8 @@ def newest(folder: Path) -> tuple[dict[str, object], Snapshot] | None:
     for path in found_in(folder):
         if not _is_cut_off(path):
             return read(path)
-        warnings.warn(f"{quoted(path, length=60)} is cut off; the one before it is taken", stacklevel=2)
+        told = f"{path.name} in {quoted(folder, length=60)} is cut off; the one before it is taken"
+        warnings.warn(told, stacklevel=2)
     return None
 
 
