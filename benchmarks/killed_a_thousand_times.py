@@ -61,7 +61,7 @@ class Tally:
     trainings: int = 0
     kills: int = 0
     kills_inside_a_write: int = 0
-    resumed_from_a_checkpoint: int = 0  # the others were killed before their first
+    resumed_from_a_checkpoint: int = 0  # legs; others found none yet, or were killed before they had read it
     differing: int = 0  # trainings that did not end as the one that nobody killed
 
 
