@@ -87,7 +87,9 @@ def test_a_comparison_leaves_its_page_tables_and_cells(compared):
 
 
 def test_what_is_done_is_said_and_not_repeated(compared, dataset, capsys, monkeypatch):
-    monkeypatch.setattr(going, "execute", lambda prepared: pytest.fail("repeated what had finished"))
+    monkeypatch.setattr(
+        going, "execute", lambda prepared, checkpoints: pytest.fail("repeated what had finished")
+    )
     flags = shlex.split("--methods none lora --rank 1 --seeds 1 --eval-every 1 --dry-run")
     assert cli.main(["compare", *QUICK, "--dataset", dataset, *flags, "--output-dir", str(compared)]) == 0
     out = capsys.readouterr().out

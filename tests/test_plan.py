@@ -321,7 +321,9 @@ def test_memory_is_given_back_before_a_run_and_the_load_read_on_either_side(
     order, loads = [], iter((0.5, 1.5, 2.5, 3.5))
     monkeypatch.setattr(of_going, "_load_average", lambda: next(loads))
     monkeypatch.setattr(of_going, "_give_memory_back", lambda: order.append("given back"))
-    monkeypatch.setattr(of_going, "execute", lambda prepared: order.append(prepared.config.method))
+    monkeypatch.setattr(
+        of_going, "execute", lambda prepared, checkpoints: order.append(prepared.config.method)
+    )
     going = Going(Cells(tmp_path), shared)
     going.through(plan_of(quick, shared, "none", "head"), "test")
     assert [one["load_average"] for one in going.outcomes.values()] == [[0.5, 1.5], [2.5, 3.5]]
@@ -369,7 +371,9 @@ def test_a_loss_that_is_no_number_is_a_failure(tmp_path, quick, shared):
 def test_what_failed_is_tried_again_and_what_is_done_is_not(tmp_path, quick, shared, failing):
     plan = plan_of(quick, shared, "head", "none")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(of_going, "execute", lambda prepared: (_ for _ in ()).throw(OSError("a full disk")))
+        patch.setattr(
+            of_going, "execute", lambda prepared, checkpoints: (_ for _ in ()).throw(OSError("a full disk"))
+        )
         Going(Cells(tmp_path), shared).through(plan[:1], "test")
     tried = failing({})
     going = Going(Cells(tmp_path), shared)

@@ -19,6 +19,7 @@ from lora_from_scratch.runs.config import RECIPES, RunConfig
 
 if TYPE_CHECKING:
     from lora_from_scratch.runs.prepare import Prepared
+    from lora_from_scratch.train.checkpoints import Checkpoints
     from lora_from_scratch.train.state import Snapshot
 
 
@@ -126,7 +127,6 @@ def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = 
     from lora_from_scratch.runs import execute, record
     from lora_from_scratch.runs import folder as runs
     from lora_from_scratch.runs.resume import checkpoints_of
-    from lora_from_scratch.train.checkpoints import found_in
     from lora_from_scratch.train.interrupts import Interrupted
 
     runs.check_folder(folder, resumed is not None)
@@ -139,10 +139,7 @@ def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = 
     try:
         training = execute.train_prepared(prepared, checkpoints)
     except Interrupted as interrupt:
-        command = f"python run.py --resume {shlex.quote(str(folder))}"
-        can_go_on = found_in(checkpoints.folder)
-        told = f"; go on with: {command}" if can_go_on else "; no checkpoint of it could be written"
-        raise Interrupted(told, interrupt.signal) from interrupt
+        raise Interrupted(_how_to_go_on(folder, checkpoints), interrupt.signal) from interrupt
     runs.write_trained(prepared, training, folder)
     kept = f"; what was trained is in {folder}"
     try:
@@ -164,6 +161,14 @@ def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = 
     if said := screen.not_beaten(results):
         print(f"warning: {said}", file=sys.stderr)
     print(f"written     {folder}: {', '.join(sorted(runs.listed_files(folder)))}")
+
+
+def _how_to_go_on(folder: Path, checkpoints: "Checkpoints") -> str:
+    from lora_from_scratch.train.checkpoints import found_in
+
+    if not found_in(checkpoints.folder):
+        return "; no checkpoint of it could be written"
+    return f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
 
 
 def _add(name: str, make: Callable[[], bytes | None], folder: Path) -> None:
