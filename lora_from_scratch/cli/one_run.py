@@ -17,6 +17,7 @@ from lora_from_scratch.runs.config import RECIPES, RunConfig
 
 if TYPE_CHECKING:
     from lora_from_scratch.runs.prepare import Prepared
+    from lora_from_scratch.train.checkpoints import Checkpoints
     from lora_from_scratch.train.log import Training
     from lora_from_scratch.train.state import Snapshot
 
@@ -106,8 +107,7 @@ def train_into(prepared: "Prepared", folder: Path, resumed: "Snapshot | None" = 
         try:
             training = execute.train_prepared(prepared, checkpoints)
         except Interrupted as interrupt:
-            told = f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
-            raise Interrupted(told, interrupt.signal) from interrupt
+            raise Interrupted(_how_to_go_on(folder, checkpoints), interrupt.signal) from interrupt
         if not processes().writes:
             execute.evaluate_prepared(prepared)
             return
@@ -141,6 +141,14 @@ def _measure_into(prepared: "Prepared", training: "Training | None", folder: Pat
     if said := screen.not_beaten(results):
         print(f"warning: {said}", file=sys.stderr)
     print(f"written     {folder}: {', '.join(sorted(runs.listed_files(folder)))}")
+
+
+def _how_to_go_on(folder: Path, checkpoints: "Checkpoints") -> str:
+    from lora_from_scratch.train.checkpoints import found_in
+
+    if not found_in(checkpoints.folder):
+        return "; no checkpoint of it could be written"
+    return f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
 
 
 def _add(name: str, make: Callable[[], bytes | None], folder: Path) -> None:

@@ -69,6 +69,8 @@ class Going:
                     bar.set_postfix_str(f"{cell}{_time_left(left[number:], self.outcomes)}")
                     outcome = self.cells.write(self._key(cell), self._run(cell))
                     self.outcomes[cell] = outcome
+                    if outcome["status"] == DONE:  # kept, so that nothing has to go on from a checkpoint
+                        Checkpoints(self.cells.checkpoints(self._key(cell)), {}).clear()
                     bar.update()
                     self._tell(cell, outcome)
                     error = outcome.get("error")
@@ -96,9 +98,7 @@ class Going:
         try:
             prepared = prepare(cell.config, self.sources(cell.config))
             accounted = account(prepared)
-            checkpoints = self._checkpoints(cell)
-            result = execute(prepared, checkpoints)
-            checkpoints.clear()
+            result = execute(prepared, self._checkpoints(cell))
             metrics = result.training.metrics if result.training else []
             return {
                 "status": DONE,
@@ -116,7 +116,7 @@ class Going:
             return {"status": FAILED, "error": kind + first_line(error)}
 
     def _checkpoints(self, cell: Cell) -> Checkpoints:
-        """Those of a run, which goes on where it was interrupted; what is damaged there is left alone."""
+        """Those of a run, which goes on where it was interrupted, unless what is there is damaged."""
         key = self._key(cell)
         folder, found = self.cells.checkpoints(key), None
         try:

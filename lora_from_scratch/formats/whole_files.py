@@ -58,8 +58,10 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 
 def clear_litter(folder: Path) -> None:
-    """Remove at once what killed processes left of files they wrote into a folder that nobody else writes."""
-    _clear_litter(folder, _prefix(folder), 0)
+    """Remove at once what killed processes left of files they wrote into a folder that nobody else writes,
+    and of that folder itself, which appears with its first files."""
+    for where in (folder, folder.parent):
+        _clear_litter(where, _prefix(folder), 0)
 
 
 def _prefix(folder: Path) -> str:

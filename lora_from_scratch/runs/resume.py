@@ -1,8 +1,8 @@
 """How an interrupted run goes on: what its checkpoints say was asked, and whether all of it is still so."""
 
+import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,20 +11,15 @@ from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.folder import listed_files
 from lora_from_scratch.runs.prepare import Prepared
+from lora_from_scratch.runs.writable import RESULTS
 from lora_from_scratch.train import checkpoints
 from lora_from_scratch.train.checkpoints import Checkpoints
 from lora_from_scratch.train.device import environment
 from lora_from_scratch.train.state import Snapshot
 
-FREE = ("output_dir", "checkpoint_every")  # may be others when a run goes on
-COMPUTES = (
-    "device",
-    "threads",
-    "processes",
-    "lora_from_scratch",
-    "torch",
-    "transformers",
-)  # on which bits depend
+FREE = ("output_dir", "checkpoint_every")  # may be others when a run goes on: a folder can be moved
+# On which bits depend.
+COMPUTES = ("device", "threads", "processes", "lora_from_scratch", "torch", "transformers")
 
 
 def checkpoints_of(prepared: Prepared, folder: Path, resumed: Snapshot | None = None) -> Checkpoints:
@@ -57,20 +52,23 @@ def unfinished(folder: Path) -> tuple[dict[str, object], Snapshot] | None:
         raise UserError(f"--resume {folder}: no such folder; name the one of an interrupted run")
     if not listed_files(folder):
         raise UserError(f"--resume {folder}: there is no checkpoint; start the run again without it")
+    if json.loads((folder / RESULTS).read_bytes())["accuracy"] is None:
+        told = "what was trained there is whole, and only not measured"
+        raise UserError(f"--resume {folder}: {told}; measure it with run.py evaluate --adapter {folder}")
     return None
 
 
 def config_of(said: Mapping[str, object], folder: Path, flags: Mapping[str, object]) -> RunConfig:
     """The settings of an interrupted run. UserError for a flag that asks for others."""
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in said["config"].items()}
+    kept["output_dir"] = str(folder)
     for name, value in flags.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name not in FREE and (name not in kept or kept[name] != value):
+        if name != "checkpoint_every" and (name not in kept or kept[name] != value):
             flag, shown = f"--{name.replace('_', '-')}", kept.get(name)
             told = f"{flag} {_shown(shown)}" if name in kept else f"the settings that it has, without {flag}"
             raise UserError(f"--resume {folder} goes on with {told}; leave the flag out")
-    config = RunConfig(**kept, output_dir=str(folder))
-    return replace(config, checkpoint_every=flags.get("checkpoint_every"))
+    return RunConfig(**kept, checkpoint_every=flags.get("checkpoint_every"))
 
 
 def check_same(said: Mapping[str, object], prepared: Prepared, folder: Path) -> None:

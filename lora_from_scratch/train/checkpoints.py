@@ -67,33 +67,50 @@ class Checkpoints:
         return not self.every and time.monotonic() - self._last >= EVERY_SECONDS
 
     def write(self, state: Resumable) -> Path | None:
-        """Write one, flushed to disk before it has its name, and drop what is older than the one before it.
+        """Write one, flushed to disk before it has its name, and drop all but it and the one before it.
 
-        None, with a warning, where there is no room for it: those that are there stay, and training goes on.
+        Several processes all have to ask, and the first one writes.
+
+        Where that fails, for want of room for instance, there is a warning and training goes on: those that
+        are there stay. None where this one is not there.
         """
         started, path = time.perf_counter(), self.folder / _name(len(state.log))
         try:
             snapshot = state.snapshot()
             if processes().writes:
-                _write(snapshot, self.about, path)
-                for old in found_in(self.folder)[KEPT:]:
-                    old.unlink()
+                try:
+                    _write(snapshot, self.about, path)
+                finally:  # also where the file is there, and flushing the folder failed: none may pile up
+                    self._drop_all_but_newest(path)
         except OSError as error:
-            told = f"no checkpoint after step {len(state.log)}: {error.strerror or first_line(error)}"
-            warnings.warn(f"{told}; make room in {quoted(self.folder, length=60)}", stacklevel=2)
-            return None
+            told = f"{'trouble with the' if path.exists() else 'no'} checkpoint after step {len(state.log)}"
+            why = error.strerror or first_line(error)
+            warnings.warn(f"{told}: {why}; make room in {quoted(self.folder, length=60)}", stacklevel=2)
         finally:
             self._last = time.monotonic()
             state.checkpoint_seconds += time.perf_counter() - started
-        return path
+        return path if path.exists() else None
 
     def clear(self) -> None:
-        """What was trained is written: nothing has to go on from here."""
-        for path in found_in(self.folder):
-            path.unlink()
-        if self.folder.is_dir():
+        """What was trained is written: nothing has to go on from here. A warning where they cannot go."""
+        try:
+            for path in found_in(self.folder):
+                path.unlink(missing_ok=True)
             clear_litter(self.folder)
-            self.folder.rmdir()
+            if self.folder.is_dir():
+                self.folder.rmdir()
+        except OSError as error:
+            if found_in(self.folder):  # else what is left there is somebody else's
+                told = f"{quoted(self.folder, length=60)} stays: {error.strerror}"
+                warnings.warn(f"{told}; delete it, the run is finished", stacklevel=2)
+
+    def _drop_all_but_newest(self, path: Path) -> None:
+        """Those behind this one, too: they are of an earlier try, and were not to be gone on from."""
+        found = found_in(self.folder)
+        kept = [one for one in found if one.name <= path.name][:KEPT]
+        for one in found:
+            if one not in kept:
+                one.unlink()
 
 
 def found_in(folder: Path) -> list[Path]:
@@ -110,7 +127,8 @@ def newest(folder: Path) -> tuple[dict[str, object], Snapshot] | None:
     for path in found_in(folder):
         if not _is_cut_off(path):
             return read(path)
-        warnings.warn(f"{quoted(path, length=60)} is cut off; the one before it is taken", stacklevel=2)
+        told = f"{path.name} in {quoted(folder, length=60)} is cut off; the one before it is taken"
+        warnings.warn(told, stacklevel=2)
     return None
 
 
@@ -163,6 +181,6 @@ def _is_cut_off(path: Path) -> bool:
         try:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return size < 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return False  # damaged, not cut off
-    return size < 8 + length + max(ends, default=0)

@@ -101,7 +101,7 @@ class TrainingState:
             group["lr"] = rate
         loop.scaler.load_state_dict(facts["scaler"])
         self.log.restore(found.under("log."), [(step, values) for step, values in facts["validated"]])
-        self.clock.seconds, self.clock.phases = facts["clock"]["seconds"], facts["clock"]["phases"]
+        self.clock.seconds, self.clock.phases = facts["clock"]["seconds"], dict(facts["clock"]["phases"])
         self.checkpoint_seconds, self.memory.peak = facts["checkpoint_seconds"], facts["peak_bytes"]
         for name, (_, put) in self._generators().items():  # last: nothing that draws comes behind it
             state = found.tensors.get(f"{GENERATOR}{name}.{processes().rank}")

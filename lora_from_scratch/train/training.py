@@ -69,6 +69,7 @@ def train(model: GPT2ForSequenceClassification, examples: TokenizedExamples, cou
     order = list(training_batches(examples, course.batch_size, steps, course.generator))
     if checkpoints and checkpoints.resumed:
         state.restore(checkpoints.resumed)
+        checkpoints.resumed.tensors.clear()  # copied
     with listening() if checkpoints else nullcontext(Wish()) as wish:
         for looks in _steps(state, examples, order, course.gradient_accumulation):
             asked = overdue = 0
