@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/two_processes.py --shared ../shared
 
 LoRA (r=4, c_attn and head) and full fine-tuning, random weights in GPT-2 small's shape, SST-2 sentences,
-batch 16, in the precision that `auto` picks. The sides take turns one, two, two, one over the same sentences. In
-each round a third, one process of one thread, trains batches of 8: with that and the time that two processes
-take to add up as many numbers as learn, a step of two processes should take t(1 thread, 8) + t(exchange). The
-cost of a checkpoint is measured beside it, on the second side's model. Ends in one JSON line.
+batch 16, in the precision that `auto` picks. The sides take turns one, two, two, one over the same sentences.
+In each round a third, one process of one thread, trains batches of 8: with that and the time that two
+processes take to add up as many numbers as learn, a step of two processes should take t(1 thread, 8) +
+t(exchange). What a checkpoint costs is measured beside it. Ends in one JSON line; a ratio is one / two.
 """
 
 from __future__ import annotations

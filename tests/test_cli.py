@@ -100,7 +100,7 @@ def test_flags_reach_the_config():
         "--random-init",
     ]
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(cli, "_train", remember)
+    monkeypatch.setattr(cli.one_run, "train", remember)
     assert cli.main(arguments) == 0
     monkeypatch.undo()
     assert seen == {
@@ -203,7 +203,7 @@ def test_interrupting_is_not_an_error(monkeypatch, capsys):
     def interrupt(flags):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_train", interrupt)
+    monkeypatch.setattr(cli.one_run, "train", interrupt)
     assert cli.main([]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -10,7 +10,7 @@ from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli import one_run
 from lora_from_scratch.cli.early_checks import check_arguments, check_command
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
-from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line
+from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks
 from lora_from_scratch.errors import UserError
 
 
@@ -21,11 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _main(arguments)
-    if not _speaks():
+    if not speaks():
         os.environ["TQDM_DISABLE"] = "1"  # before torch imports tqdm, which reads it then
     from torch.distributed.elastic.multiprocessing.errors import record  # shows torchrun the traceback
 
-    if _speaks():
+    if speaks():
         return record(_main)(arguments)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         return record(_main)(arguments)
@@ -52,7 +52,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        if _speaks():
+        if speaks():
             print(f"interrupted{one_line(interrupt)}", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
     return 0
@@ -69,10 +69,5 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    if category is UserWarning and _speaks():  # others are for developers
+    if category is UserWarning and speaks():  # others are for developers
         print(f"warning: {one_line(message)}", file=sys.stderr)
-
-
-def _speaks() -> bool:
-    """Whether this is the process, or the first of several, that says what is the same for all."""
-    return os.environ.get("RANK", "0") == "0"

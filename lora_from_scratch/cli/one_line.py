@@ -1,6 +1,7 @@
 """What people read on a terminal: one line for each mistake, and the name that they may have meant."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -23,6 +24,11 @@ def one_line(error: object) -> str:
 def _cut(found: re.Match[str]) -> str:
     mark, value = found.groups()
     return found[0] if len(value) <= 40 else f"{mark}{value[:30]}...{mark}"
+
+
+def speaks() -> bool:
+    """Whether this is the only process, or the first of several, which says what is the same for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def nearest(word: str, names: Iterable[str], lead: str = "") -> str:

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli.early_checks import check_run
-from lora_from_scratch.cli.one_line import one_line
+from lora_from_scratch.cli.one_line import one_line, speaks
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import DEFAULT, method_named
 from lora_from_scratch.runs.config import RECIPES, RunConfig
@@ -74,8 +73,9 @@ def _config(flags: dict[str, object]) -> RunConfig:
     asked = {**RECIPES.get(flags.pop("recipe", None), {}), **flags}
     for name in flags.keys() - own:
         flag = "--" + name.replace("_", "-")
-        told = f"{flag} is no flag of --method {method.name}, and left out; see run.py --help"
-        warnings.warn(told, stacklevel=2)
+        if speaks():
+            told = f"{flag} is no flag of --method {method.name}, and left out; see run.py --help"
+            print(f"warning: {told}", file=sys.stderr)
     asked |= {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
     return RunConfig(**{name: asked[name] for name in asked.keys() & own})
 
