@@ -202,5 +202,9 @@ def test_a_comparison_takes_the_rates_that_tune_chose(tmp_path, dataset, capsys,
     )
     other = ["--methods", "full", *tuned[2:], "--output-dir", str(tmp_path / "tune")]
     assert cli.main(["tune", *other]) == 130
-    assert json.loads((tmp_path / "tune" / "rates.json").read_bytes())["stopped"] == "interrupted"
-    assert "rates.json will lose the rates of head that it holds: name these, too" in capsys.readouterr().err
+    left = json.loads((tmp_path / "tune" / "rates.json").read_bytes())
+    assert left["stopped"] == "interrupted"
+    assert [(one["method"], one["chosen"]) for one in left["variants"]] == [
+        ("head", variant["chosen"]),
+        ("full", None),
+    ]

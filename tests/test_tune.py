@@ -159,7 +159,7 @@ def tuned(tmp_path_factory):
     shared = Shared(with_held_out)
     going = Going(Cells(tmp_path_factory.mktemp("tuned")), shared)
 
-    def execute(config):
+    def execute(config, checkpoints):
         rate, best = config.lr, {"head": 1e-2, "lora": 1e-3}[config.method]
         if rate == 3.2e-2 or (config.method, rate, config.seed) == ("head", 1e-3, 102):
             raise UserError("the loss is nan")
@@ -213,7 +213,28 @@ def test_a_tuning_goes_through_its_grid_and_writes_what_it_chose(tuned):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Going, "_run", run)
         again.run()
-    assert again.record("", "")["variants"] == record["variants"]
+    assert again.record("python run.py tune", "")["variants"] == record["variants"]
+
+
+def test_what_was_tuned_before_stays_beside_what_is_tuned_later(tuned, tmp_path):
+    tuning, shared, configs = tuned
+    whole = shared.data_fingerprint(configs[0])
+    first = {**tuning.record("first", whole), "date": "2026-01-01"}
+    for variant in first["variants"]:  # as files had them that told it once for all
+        for name in ("command", "date", "code"):
+            del variant[name]
+    (tmp_path / "rates.json").write_text(json.dumps(first), encoding="utf-8")
+    later = tuning.record("later", whole)
+    later["variants"] = [{**one, "chosen": 5e-3} for one in later["variants"] if one["method"] == "lora"]
+    both = Rates(tmp_path / "rates.json").added_to(later)
+    assert [(one["method"], one["chosen"], one["command"]) for one in both["variants"]] == [
+        ("head", 1e-2, "first"),
+        ("lora", 5e-3, "later"),
+    ]
+    assert both["variants"][0]["date"] == "2026-01-01"
+    (tmp_path / "rates.json").write_text(json.dumps(both), encoding="utf-8")
+    rates, digest = Rates(tmp_path / "rates.json"), {**tuning.going.digest(configs[0]), "data": whole}
+    assert [rates.rate(config, digest) for config in configs] == [1e-2, 5e-3]
 
 
 def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
@@ -233,9 +254,7 @@ def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
             rates.rate(other, digest)
     with pytest.raises(UserError, match="no rate for lora, alpha 8, batch size 4; tune it"):
         rates.rate(replace(lora, alpha=8.0, batch_size=4), digest)
-    assert rates.lost(configs, digest) == rates.lost([*configs, replace(lora, rank=8)], digest) == []
-    assert rates.lost([replace(lora, rank=8), head], digest) == ["lora"]
-    assert rates.lost(configs, {**digest, "data": "another"}) == ["head", "lora"]
+    assert rates.fit(digest) and not rates.fit({**digest, "data": "another"})
     for part in ("data", "base_weights"):
         with pytest.raises(UserError, match="was not tuned on"):
             rates.rate(lora, {**digest, part: "another"})

@@ -77,9 +77,10 @@ def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool)
     _tell(going, [], f"{tuning.budget()}, judged by the loss on {held_out}")
     if dry_run:
         return
-    _warn_of_lost_rates(output_dir / FILE, configs, {**going.digest(configs[0]), "data": whole})
+    earlier = _earlier_rates(output_dir / FILE, {**going.digest(configs[0]), "data": whole})
     tuning.run()
     found = tuning.record(_command(), whole)
+    found = earlier.added_to(found) if earlier else found
     write_whole(output_dir / FILE, as_json(found))
     written = [FILE]
     if picture := rates_picture.draw(found):
@@ -97,10 +98,16 @@ def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool)
         )
 
 
-def _warn_of_lost_rates(file: Path, configs: Sequence[RunConfig], sources: dict[str, str]) -> None:
-    if file.exists() and (lost := Rates(file).lost(configs, sources)):
-        told = f"{file} will lose the rates of {' and '.join(lost)} that it holds"
-        warnings.warn(f"{told}: name these, too (what is done is not run again)", stacklevel=2)
+def _earlier_rates(file: Path, sources: dict[str, str]) -> Rates | None:
+    """What was tuned before on the same data and base, and stays."""
+    if not file.exists():
+        return None
+    rates = Rates(file)
+    if rates.fit(sources):
+        return rates
+    told = f"{file} was tuned on other data or another base, and will be replaced"
+    warnings.warn(f"{told}; name another --output-dir to keep it", stacklevel=2)
+    return None
 
 
 def _configs(

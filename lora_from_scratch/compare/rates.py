@@ -1,7 +1,6 @@
 """The learning rates that a tuning chose, for whoever compares with `--recipe tuned`."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from lora_from_scratch.compare.plan import setting
@@ -11,6 +10,7 @@ from lora_from_scratch.runs.config import RunConfig
 
 FILE, TUNED = "rates.json", "tuned"  # TUNED: the recipe that reads it
 OF_TRAINING = ("epochs", "max_steps", "batch_size", "weight_decay", "limit_train")
+BY = ("command", "date", "code")  # what a variant was tuned by
 SEEDS = (100, 101, 102)  # of a tuning: others than a comparison's
 ADVICE = "tune it with run.py tune, or name a rate with --lr"
 
@@ -22,7 +22,7 @@ class Rates:
         """UserError if there is no such file, or it is none of a tuning."""
         self.path = path
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = self._record = json.loads(path.read_text(encoding="utf-8"))
             self._sources = {what: record["sources"][what] for what in ("data", "base_weights")}
             variants = [(one["method"], dict(one["settings"]), one["chosen"]) for one in record["variants"]]
             self._chosen = [(method, of, float(lr)) for method, of, lr in variants if lr is not None]
@@ -54,12 +54,21 @@ class Rates:
         label = ", ".join([config.method, *(setting(name, config.as_dict()[name]) for name in least)])
         raise UserError(f"{self.path} has no rate for {label}; {ADVICE}")
 
-    def lost(self, configs: Iterable[RunConfig], sources: dict[str, str]) -> list[str]:
-        """The methods of rates that these configs, with every choice decided, do not ask for again."""
-        same = all(sources[what] == digest for what, digest in self._sources.items())
-        asked = [(config.method, settings_of(config)) for config in configs if same]
-        gone = [method for method, settings, _ in self._chosen if (method, settings) not in asked]
-        return list(dict.fromkeys(gone))
+    def fit(self, sources: dict[str, str]) -> bool:
+        """Whether they were tuned on this data and base."""
+        return all(sources[what] == digest for what, digest in self._sources.items())
+
+    def added_to(self, found: dict[str, object]) -> dict[str, object]:
+        """A later tuning's record on the same data and base, with the variants that it has no rate for."""
+        tuned = [_tuned(one) for one in found["variants"] if one["chosen"] is not None]
+        by = {name: self._record[name] for name in BY}
+        kept = [{**by, **one} for one in self._record["variants"] if _tuned(one) not in tuned]
+        names = [_tuned(one) for one in kept]
+        return {**found, "variants": [*kept, *(one for one in found["variants"] if _tuned(one) not in names)]}
+
+
+def _tuned(variant: dict[str, object]) -> tuple[object, object]:
+    return variant["method"], variant["settings"]
 
 
 def tuned_apart(method: str) -> set[str]:

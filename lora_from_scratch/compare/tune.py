@@ -127,14 +127,13 @@ class Tuning:
         """What rates.json holds; the fingerprint is that of the data before anything was held out."""
         self._read()
         config = self.variants[0].config
+        by = {"command": command, "date": date.today().isoformat(), "code": code_version()}
         sources, digest = self.going.sources(config), self.going.digest(config)
         held_out, rest = len(sources.dataset.validation), len(sources.dataset.train)
         return {
             "record": RECORD,
             "kind": "rates",
-            "command": command,
-            "date": date.today().isoformat(),
-            "code": code_version(),
+            **by,
             "environment": environment(torch.device(config.device)),
             "model": sources.model_name,
             "dataset": sources.dataset_name,
@@ -142,7 +141,7 @@ class Tuning:
             "held_out": {"sentences": held_out, "train_sentences": rest},
             "budget": self.budget(),
             "stopped": self.going.stopped,
-            "variants": [self._variant(variant) for variant in self.variants],
+            "variants": [{**by, **self._variant(variant)} for variant in self.variants],
         }
 
     def budget(self) -> str:
