@@ -121,6 +121,20 @@ def epochs(file: dict) -> str:
 
 
 @cache
+def processes(file: dict) -> str:
+    """Steps a second of one process of two threads and of two of one, and what arithmetic says of the two."""
+    rows = [["method", "one process", "two", "one / two, time", "range", "ms a step of two", "foretold"]]
+    rows[0] += ["MB sent a step", "a checkpoint (s)"]
+    for name, row in file["results"].items():
+        speeds, ms = row["steps_per_second"], row["milliseconds_of_a_step"]
+        ratios = f"{row['one_over_two']:.2f}", "{:.2f} to {:.2f}".format(*row["one_over_two_range"])
+        times = f"{ms['two']:.0f}", f"{ms['predicted_two']:.0f}"
+        rest = f"{row['megabytes_sent_per_step']:.1f}", f"{row['checkpoint_seconds']:.2f}"
+        rows.append([f"`{name}`", f"{speeds['one']:.2f}", f"{speeds['two']:.2f}", *ratios, *times, *rest])
+    place = file["environment"]
+    return f"{table(*rows)}\n\n{place['device']}, {file['precision']}, torch {place['torch']}.\n`{file['command']}`"
+
+
 def accounted(base: str, method: str, tokens: int, *targets: str) -> dict[str, int]:
     """Bytes of a step on 16 sentences of so many tokens each, the masks as on a GPU."""
     config = GPT2Config() if base == "GPT-2 small" else GPT2Config.from_pretrained(BUNDLED_MODEL)

@@ -147,6 +147,10 @@ class Pretraining:
         self.model.train()
         return (sum(losses) / len(batch)).item()
 
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+
     def snapshot(self) -> Snapshot:
         """Where the pretraining stands. The tensors are its own: write them before the next step."""
         tensors = {f"{WEIGHTS}{name}": p.detach() for name, p in self.model.named_parameters()}

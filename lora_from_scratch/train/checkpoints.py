@@ -9,6 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping, Sized
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +35,9 @@ class Resumable(Protocol):
 
     log: Sized  # of its steps
     checkpoint_seconds: float
+
+    @property
+    def is_finite(self) -> bool: ...
 
     def snapshot(self) -> Snapshot: ...
 
@@ -72,12 +76,13 @@ class Checkpoints:
         Several processes all have to ask, and the first one writes.
 
         Where that fails, for want of room for instance, there is a warning and training goes on: those that
-        are there stay. None where this one is not there.
+        are there stay, as they do where what learns holds what is no number (the next loss will tell). None
+        where this one is not there.
         """
         started, path = time.perf_counter(), self.folder / _name(len(state.log))
         try:
-            snapshot = state.snapshot()
-            if processes().writes:
+            snapshot = state.snapshot() if state.is_finite else None
+            if snapshot and processes().writes:
                 try:
                     _write(snapshot, self.about, path)
                 finally:  # also where the file is there, and flushing the folder failed: none may pile up
@@ -164,10 +169,15 @@ def _write(snapshot: Snapshot, about: Mapping[str, object], path: Path) -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    with ThreadPoolExecutor() as pool:  # a large model's takes most of a second
+        parts = list(pool.map(_digest_of_one, sorted(tensors.items())))
+    return hashlib.sha256(json.dumps([sorted(metadata.items()), parts]).encode()).hexdigest()
+
+
+def _digest_of_one(named: tuple[str, Tensor]) -> str:
+    name, tensor = named
+    digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -84,8 +84,7 @@ def train(model: GPT2ForSequenceClassification, examples: TokenizedExamples, cou
             if checkpoints and (asked or (due and not log.is_complete)):
                 _check_loss(state, order)
                 with _stopped(state):
-                    if state.is_finite:  # or the next loss will tell, and the last good one is still there
-                        checkpoints.write(state)
+                    checkpoints.write(state)
             if asked:
                 raise Interrupted("", asked)
     state.clock.stop()
