@@ -120,7 +120,6 @@ def epochs(file: dict) -> str:
     return f"{table(*rows)}\n\n{where}.\n`{file['command']}`"
 
 
-@cache
 def processes(file: dict) -> str:
     """Steps a second of one process of two threads and of two of one, and what arithmetic says of the two."""
     rows = [["method", "one process", "two", "one / two, time", "range", "ms a step of two", "foretold"]]
@@ -135,6 +134,7 @@ def processes(file: dict) -> str:
     return f"{table(*rows)}\n\n{place['device']}, {file['precision']}, torch {place['torch']}.\n`{file['command']}`"
 
 
+@cache
 def accounted(base: str, method: str, tokens: int, *targets: str) -> dict[str, int]:
     """Bytes of a step on 16 sentences of so many tokens each, the masks as on a GPU."""
     config = GPT2Config() if base == "GPT-2 small" else GPT2Config.from_pretrained(BUNDLED_MODEL)
@@ -188,7 +188,8 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = {f.__name__: f for f in (methods, comparison, apart, rates, epochs, memory, published_memory)}
+    kinds = (methods, comparison, apart, rates, epochs, processes, memory, published_memory)
+    kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
 
