@@ -130,8 +130,8 @@ def processes(file: dict) -> str:
         times = f"{ms['two']:.0f}", f"{ms['predicted_two']:.0f}"
         rest = f"{row['megabytes_sent_per_step']:.1f}", f"{row['checkpoint_seconds']:.2f}"
         rows.append([f"`{name}`", f"{speeds['one']:.2f}", f"{speeds['two']:.2f}", *ratios, *times, *rest])
-    place = file["environment"]
-    return f"{table(*rows)}\n\n{place['device']}, {file['precision']}, torch {place['torch']}.\n`{file['command']}`"
+    place = "{device}, {precision}, torch {torch}".format(**file["environment"], precision=file["precision"])
+    return f"{table(*rows)}\n\n{place}.\n`{file['command']}`"
 
 
 @cache
