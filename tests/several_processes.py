@@ -19,7 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ |= {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}  # no threads before a fork
 
 import torch
 from safetensors.torch import save_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_what_is_written_is_flushed_to_disk(tmp_path, monkeypatch):
+    """The files, and the folders in which they have got their names."""
     flushed = []
-    monkeypatch.setattr(os, "fsync", flushed.append)
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(stat.S_ISDIR(os.fstat(number).st_mode)))
     with appearing(tmp_path / "new") as aside:
         for name in ("one", "two"):
             (aside / name).write_text(name)
     write_whole(tmp_path / "three", b"three")
-    assert len(flushed) == 3
+    assert flushed == [False, False, True, False, True]

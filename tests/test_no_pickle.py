@@ -53,6 +53,7 @@ PICKLING |= {"all_gather_object", "gather_object", "broadcast_object_list", "sca
 PICKLING |= {"send_object_list", "recv_object_list", "torch.distributed.checkpoint.load", "dcp"}
 LOADERS = {"torch.load", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load"}
 LOADERS |= {"torch.hub.load_state_dict_from_url", "torch.serialization.load", "numpy.lib.format.read_array"}
+NOTES_ERRORS = "torch.distributed.elastic.multiprocessing.errors"  # for torchrun, as JSON
 WITHOUT_WEIGHTS = {
     "AutoConfig": "JSON",
     "AutoTokenizer": "JSON and text: version 5 has no tokenizer left that is kept otherwise",
@@ -76,6 +77,8 @@ def names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = getattr(node, "module", None)
+            if module == NOTES_ERRORS:
+                continue
             for one in node.names:
                 yield from one.name.split(".")
                 yield f"{module}.{one.name}" if module else one.name
