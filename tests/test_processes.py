@@ -129,6 +129,12 @@ def test_processes_that_were_asked_different_things_are_refused(left):
         assert found["error"] == "UserError" and "not the same settings" in found["said"]
 
 
+def test_a_checkpoint_that_one_process_alone_sees_is_refused_by_all(left):
+    for rank in (0, 1):
+        found = results(left, f"half_seen-2-{rank}")
+        assert found["error"] == "UserError" and "checkpoint to go on from" in found["said"]
+
+
 def test_the_first_process_speaks_and_writes(left):
     first, second = ((left / f"said-{rank}.txt").read_text() for rank in (0, 1))
     assert "written" in first and first.count("| method") == 1
