@@ -171,7 +171,8 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
     add("--dry-run", action="store_true", help="show the plan, run nothing")
     add("--debug", action="store_true", help="show the traceback of an error")
     group = parser.add_argument_group("of every run, each with one value or several")
-    left_out = {"method", "settings", "seed", "output_dir", *(() if compares else ("lr",))}
+    left_out = {"method", "settings", "seed", "output_dir", "checkpoint_every", "shard"}
+    left_out |= set() if compares else {"lr"}
     _add_flags(group, RunConfig, RunConfig.__dataclass_fields__.keys() - left_out, several=True)
     seen: set[str] = set()
     for name, method in METHODS.items():

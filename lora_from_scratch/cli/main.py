@@ -13,14 +13,22 @@ from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
 from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks
 from lora_from_scratch.errors import UserError
 
+TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it tells each process
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns exit status: 2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM.
 
     Of several processes, as torchrun starts them, the first one speaks; each tells of its own mistakes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return _main(arguments)
+    if lacking := [name for name in TORCHRUN if not os.environ.get(name)]:
+        print(
+            f"error: WORLD_SIZE is set and {lacking[0]} is not; start with torchrun, or unset it",
+            file=sys.stderr,
+        )
+        return 2
     if not speaks():
         os.environ["TQDM_DISABLE"] = "1"  # before torch imports tqdm, which reads it then
     from torch.distributed.elastic.multiprocessing.errors import record  # shows torchrun the traceback
@@ -53,13 +61,13 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         if speaks():
-            print(f"interrupted{one_line(interrupt)}", file=sys.stderr)
+            print(f"interrupted{interrupt}", file=sys.stderr)
         return getattr(interrupt, "exit_status", 130)
     return 0
 
 
 def _run_command(name: str, flags: dict[str, object]) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(f"{name} works in one process; start it without torchrun")
     flags = check_command(name, flags)
     go_offline_if_unreachable()

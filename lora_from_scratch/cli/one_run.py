@@ -38,6 +38,7 @@ def train(flags: dict[str, object]) -> None:
 
 def _resume(folder: Path, flags: dict[str, object]) -> None:
     """Go on with the run in a folder, with the settings that it has."""
+    go_offline_if_unreachable()  # before the next line imports what reads it
     from lora_from_scratch.runs import resume
 
     found = resume.unfinished(folder)
@@ -145,10 +146,13 @@ def _measure_into(prepared: "Prepared", training: "Training | None", folder: Pat
 
 def _how_to_go_on(folder: Path, checkpoints: "Checkpoints") -> str:
     from lora_from_scratch.train.checkpoints import found_in
+    from lora_from_scratch.train.processes import processes
 
     if not found_in(checkpoints.folder):
         return "; no checkpoint of it could be written"
-    return f"; go on with: python run.py --resume {shlex.quote(str(folder))}"
+    count = processes().count
+    start = "python" if count == 1 else f"torchrun --nproc-per-node={count}"  # on one machine
+    return f"; go on with: {start} run.py --resume {shlex.quote(str(folder))}"
 
 
 def _add(name: str, make: Callable[[], bytes | None], folder: Path) -> None:

@@ -23,6 +23,7 @@ from lora_from_scratch.report.exports import comparison_markdown
 from lora_from_scratch.runs.config import RECIPES, RunConfig
 from lora_from_scratch.runs.record import as_json
 from lora_from_scratch.runs.writable import RESULTS
+from lora_from_scratch.train.interrupts import Interrupted
 
 Values = Mapping[str, Sequence[object]]
 
@@ -145,7 +146,8 @@ def _end(going: Going, folder: Path) -> None:
         more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
         print(f"warning: {runs[0]}{more}: {text}", file=sys.stderr)
     if going.stopped == "interrupted":
-        raise KeyboardInterrupt(f"; what is done is in {folder}, and the same command goes on from there")
+        told = f"; what is done is in {folder}, and the same command goes on from there"
+        raise Interrupted(told, going.signal)
     if going.stopped:
         raise UserError(f"{going.stopped}; mend that and start the same command again")
 

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import signal
 import sys
 import time
 import warnings
@@ -37,6 +38,7 @@ class Going:
     sources: Shared
     outcomes: dict[Cell, dict[str, object]] = field(default_factory=dict)
     stopped: str | None = None  # why it ended before the plan did
+    signal: int = signal.SIGINT  # by which, where it was interrupted
     _digests: dict[int, dict[str, str]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)  # texts that were told
 
@@ -69,7 +71,8 @@ class Going:
                     bar.set_postfix_str(f"{cell}{_time_left(left[number:], self.outcomes)}")
                     outcome = self.cells.write(self._key(cell), self._run(cell))
                     self.outcomes[cell] = outcome
-                    if outcome["status"] == DONE:  # kept, so that nothing has to go on from a checkpoint
+                    # Kept, or lost by its rate: nothing has to go on from a checkpoint.
+                    if outcome["status"] == DONE or OF_A_RATE in outcome["error"]:
                         Checkpoints(self.cells.checkpoints(self._key(cell)), {}).clear()
                     bar.update()
                     self._tell(cell, outcome)
@@ -78,8 +81,8 @@ class Going:
                     if error and OF_A_RATE not in error and errors == [error] * EQUAL_FAILURES:
                         self.stopped = f"{EQUAL_FAILURES} equal failures in a row: {error}"
                         return
-            except KeyboardInterrupt:
-                self.stopped = "interrupted"
+            except KeyboardInterrupt as interrupt:
+                self.stopped, self.signal = "interrupted", getattr(interrupt, "signal", signal.SIGINT)
 
     def _key(self, cell: Cell) -> dict[str, object]:
         return key_of(cell.config, self.digest(cell.config))

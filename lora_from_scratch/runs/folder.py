@@ -30,6 +30,8 @@ def check_folder(folder: Path, resumed: bool = False) -> None:
     if found_in(folder / CHECKPOINTS) and not resumed:
         told = f"{folder} holds an interrupted run: --resume {folder} goes on with it"
         raise UserError(f"{told}; to begin anew, delete its {CHECKPOINTS}, or name another --output-dir")
+    if resumed:  # the files there are its own: a kill may have come before results.json lists them
+        return
     for name in sorted(OURS - listed_files(folder)):
         if (folder / name).exists():
             raise UserError(f"--output-dir {folder} holds a {name} that is no earlier run's: name another")

@@ -1,12 +1,15 @@
 """How an interrupted run goes on: what its checkpoints say was asked, and whether all of it is still so."""
 
+import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from lora_from_scratch.base.fingerprint import config_fingerprint
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.folder import listed_files
@@ -17,7 +20,8 @@ from lora_from_scratch.train.checkpoints import Checkpoints
 from lora_from_scratch.train.device import environment
 from lora_from_scratch.train.state import Snapshot
 
-FREE = ("output_dir", "checkpoint_every")  # may be others when a run goes on: a folder can be moved
+FREE = ("output_dir",)  # may be another when a run goes on: a folder can be moved
+DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 # On which bits depend.
 COMPUTES = ("device", "threads", "processes", "lora_from_scratch", "torch", "transformers")
 
@@ -36,6 +40,8 @@ def about(prepared: Prepared) -> dict[str, object]:
         "sources": {
             f"--dataset {quoted(config.dataset)}": prepared.dataset.fingerprint(),
             f"--model {quoted(config.model)}": prepared.base_digest,
+            f"the tokenizer of --model {quoted(config.model)}": _tokens_digest(prepared),
+            f"the config.json of --model {quoted(config.model)}": _config_digest(prepared),
         },
         "environment": environment(torch.device(config.device)),
     }
@@ -47,12 +53,14 @@ def unfinished(folder: Path) -> tuple[dict[str, object], Snapshot] | None:
     UserError where there is no run that could go on.
     """
     if found := checkpoints.newest(folder / checkpoints.FOLDER):
+        if "config" not in found[0]:
+            raise UserError(f"--resume {folder}: the checkpoints there are of no run; name the folder of one")
         return found
     if not folder.is_dir():
         raise UserError(f"--resume {folder}: no such folder; name the one of an interrupted run")
     if not listed_files(folder):
         raise UserError(f"--resume {folder}: there is no checkpoint; start the run again without it")
-    if json.loads((folder / RESULTS).read_bytes())["accuracy"] is None:
+    if json.loads((folder / RESULTS).read_bytes()).get("accuracy", 0) is None:
         told = "what was trained there is whole, and only not measured"
         raise UserError(f"--resume {folder}: {told}; measure it with run.py evaluate --adapter {folder}")
     return None
@@ -68,7 +76,10 @@ def config_of(said: Mapping[str, object], folder: Path, flags: Mapping[str, obje
             flag, shown = f"--{name.replace('_', '-')}", kept.get(name)
             told = f"{flag} {_shown(shown)}" if name in kept else f"the settings that it has, without {flag}"
             raise UserError(f"--resume {folder} goes on with {told}; leave the flag out")
-    return RunConfig(**kept, checkpoint_every=flags.get("checkpoint_every"))
+    if "LOCAL_RANK" in os.environ:  # each process its own GPU, not the one of the first
+        kept["device"] = kept["device"].partition(":")[0]
+    kept["checkpoint_every"] = flags.get("checkpoint_every", kept.get("checkpoint_every"))
+    return RunConfig(**kept)
 
 
 def check_same(said: Mapping[str, object], prepared: Prepared, folder: Path) -> None:
@@ -83,6 +94,21 @@ def check_same(said: Mapping[str, object], prepared: Prepared, folder: Path) -> 
     if changed:
         told = f"the run goes on elsewhere ({'; '.join(changed)})"
         warnings.warn(f"{told}, so its last bits may be others than without the interruption", stacklevel=2)
+
+
+def _tokens_digest(prepared: Prepared) -> str:
+    """What the tokenizer makes of the sentences."""
+    digest = hashlib.sha256()
+    for examples in (prepared.train_examples, prepared.validation_examples):
+        digest.update(examples.token_ids.numpy())
+        digest.update(examples.lengths.numpy())
+    return digest.hexdigest()
+
+
+def _config_digest(prepared: Prepared) -> str:
+    """What the model computes beside its weights, in training too."""
+    dropout = [getattr(prepared.model.config, name, None) for name in DROPOUT]
+    return f"{config_fingerprint(prepared.model)} {dropout}"
 
 
 def _shown(value: object) -> str:

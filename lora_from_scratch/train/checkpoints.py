@@ -26,6 +26,7 @@ from lora_from_scratch.train.state import Snapshot
 FOLDER = "checkpoints"  # in that of the run
 KEPT = 2
 EVERY_SECONDS = 600.0
+LONGEST_HEADER = 100_000_000  # bytes: what safetensors reads at most
 ABOUT, FACTS, DIGEST = "about", "facts", "contents_sha256"
 OTHER = "start the run again, or take another copy of the folder"
 
@@ -185,11 +186,13 @@ def _is_cut_off(path: Path) -> bool:
     """Whether the file ends before what its own header announces."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        length, begins = int.from_bytes(file.read(8), "little"), file.read(1)
+        if length > LONGEST_HEADER or begins not in (b"{", b""):
+            return False  # another file
         if size < 8 + length:
             return True
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(begins + file.read(length - 1))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             return size < 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from lora_from_scratch.errors import UserError, first_line
-from lora_from_scratch.train.processes import processes
+from lora_from_scratch.train.processes import started
 from lora_from_scratch.version import __version__
 
 
@@ -51,7 +51,7 @@ def environment(device: torch.device) -> dict[str, object]:
     return {
         "device": gpu or torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),
-        "processes": processes().count,
+        "processes": started(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "lora_from_scratch": __version__,

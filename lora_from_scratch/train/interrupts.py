@@ -53,7 +53,8 @@ def listening() -> Iterator[Wish]:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: not one of Python's
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, `&`
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield wish
     finally:

@@ -80,6 +80,11 @@ def processes() -> Processes:
     return Processes(distributed.get_rank(), distributed.get_world_size())
 
 
+def started() -> int:
+    """How many processes torchrun started, joined yet or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or what the processes hold of it together, for which all of them have to ask."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -88,9 +93,11 @@ def whole(tensor: Tensor) -> Tensor:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Within the block this process works with the others that torchrun started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started() == 1:
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # from where messages go that are of no device
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield
     distributed.destroy_process_group()  # not after an error: it would wait for the others

@@ -51,8 +51,10 @@ class TrainingState:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all that learns still consists of numbers."""
-        return all(bool(parameter.isfinite().all()) for _, parameter in self._learning())
+        """Whether all that learns still consists of numbers; of several processes all have to ask, as each
+        may hold another share."""
+        wrong = not all(bool(parameter.isfinite().all()) for _, parameter in self._learning())
+        return not processes().largest(int(wrong))[0]
 
     def snapshot(self) -> Snapshot:
         """Where the training stands; of several processes all have to ask, and get the same.

@@ -75,17 +75,19 @@ def train(model: GPT2ForSequenceClassification, examples: TokenizedExamples, cou
             asked = overdue = 0
             if looks:
                 _check_loss(state, order)
-                wishes = wish.signal or 0, bool(checkpoints and checkpoints.are_overdue)
-                asked, overdue = processes().largest(*wishes)
             if course.validate and log.is_due(course.eval_every):
                 with _stopped(state):
                     log.add_validation(course.validate(_decay_of_embeddings(state.loop)))
+            if looks or processes().count == 1:  # several wait for each other to ask
+                wishes = wish.signal or 0, bool(checkpoints and checkpoints.are_overdue)
+                asked, overdue = processes().largest(*wishes)
             due = checkpoints and (overdue or checkpoints.are_due(len(log), len(log) % epoch == 0))
             if checkpoints and (asked or (due and not log.is_complete)):
                 _check_loss(state, order)
                 with _stopped(state):
                     checkpoints.write(state)
             if asked:
+                processes().largest(0)  # torchrun ends all where one has left: wait for who writes
                 raise Interrupted("", asked)
     state.clock.stop()
     state.memory.stop()
