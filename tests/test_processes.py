@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_from_scratch import UserError
+from lora_from_scratch.cli.main import main
 from lora_from_scratch.train.checkpoints import found_in, newest
 from lora_from_scratch.train.processes import Processes, split
 
@@ -164,3 +165,13 @@ def test_sharing_out_needs_several_processes(tmp_path):
 
     with pytest.raises(UserError, match="start several with torchrun"):
         run(RunConfig(method="full", shard=True, model="bundled", dataset="bundled", max_steps=1))
+
+
+def test_half_of_what_torchrun_says_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert main([]) == 2
+    assert capsys.readouterr().err == (
+        "error: WORLD_SIZE is set and RANK is not; start with torchrun, or unset it\n"
+    )

@@ -39,8 +39,10 @@ from lora_from_scratch.core import loop
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods.interface import decay_matrices
 from lora_from_scratch.report import picture
+from lora_from_scratch.runs import execute as of_execute
 from lora_from_scratch.runs import resume as of_resume
 from lora_from_scratch.runs.execute import train_prepared
+from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.train import checkpoints as of_checkpoints
 from lora_from_scratch.train import interrupts
 from lora_from_scratch.train.checkpoints import Checkpoints, found_in, newest, read
@@ -646,3 +648,58 @@ def test_a_cell_with_a_damaged_checkpoint_is_begun_again_and_can_go_on_from_ther
     unbroken = Going(Cells(tmp_path / "unbroken"), shared)
     unbroken.through([cell], "test")
     assert kept_of(going.outcomes[cell]) == kept_of(unbroken.outcomes[cell])
+
+
+def test_a_kill_between_two_files_of_the_result_is_gone_on_from(interrupted, whole, capsys):
+    """Once the folder is there its files appear one by one: these are the run's own."""
+    (interrupted / "adapter_config.json").write_text("{}")
+    assert main(["--resume", str(interrupted)]) == 0
+    assert figures(interrupted) == figures(whole)
+
+
+def test_another_tokenizer_or_dropout_than_at_the_start_is_refused(interrupted):
+    said, _ = newest(interrupted / "checkpoints")
+    for what in ("tokenizer", "config.json"):
+        (name,) = [name for name in said["sources"] if what in name]
+        changed = {**said, "sources": {**said["sources"], name: "another"}}
+        prepared = prepare(of_resume.config_of(said, interrupted, {}))
+        with pytest.raises(UserError, match=f"the {what} of --model .* is not what the run began with"):
+            of_resume.check_same(changed, prepared, interrupted)
+
+
+def test_checkpoints_that_are_of_no_run_are_told(interrupted, monkeypatch):
+    monkeypatch.setattr(of_checkpoints, "newest", lambda folder: ({}, None))
+    with pytest.raises(UserError, match="are of no run"):
+        of_resume.unfinished(interrupted)
+
+
+def test_the_last_validation_does_not_swallow_ctrl_c(tmp_path, monkeypatch):
+    """A signal while it measures after the last step: the run is interrupted all the same."""
+    measure = of_execute.validate
+
+    def signalled(*arguments: object) -> dict[str, float | None]:
+        signal.raise_signal(signal.SIGINT)
+        return measure(*arguments)
+
+    monkeypatch.setattr(of_execute, "validate", signalled)
+    with pytest.raises(Interrupted):
+        train_prepared(ready(eval_every=10**6), Checkpoints(tmp_path / "it", {}))
+    assert newest(tmp_path / "it")[1].steps == STEPS
+
+
+def test_the_interval_of_checkpoints_is_kept_unless_another_is_asked_for(interrupted):
+    said, _ = newest(interrupted / "checkpoints")
+    said["config"]["checkpoint_every"] = 7
+    assert of_resume.config_of(said, interrupted, {}).checkpoint_every == 7
+    assert of_resume.config_of(said, interrupted, {"checkpoint_every": 2}).checkpoint_every == 2
+
+
+def test_signals_that_were_ignored_stay_so():
+    """As for a job that a script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as wish:
+            signal.raise_signal(signal.SIGINT)
+        assert wish.signal is None
+    finally:
+        signal.signal(signal.SIGINT, before)
