@@ -16,7 +16,18 @@ from lora_from_scratch.data.batches import TokenizedExamples
 
 torch.set_num_threads(1)  # whatever was in the environment: sums of floats depend on it, and so does time
 
+# The files that take longest, first: two workers then end at about the same time.
+LONGEST = ("commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every", "benchmarks")
+
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 def tiny_config(**changes: object) -> GPT2Config:
