@@ -24,6 +24,7 @@ from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
 from lora_from_scratch.compare.accounting import account_model
+from lora_from_scratch.methods import METHODS
 from lora_from_scratch.report.tables import ACCURACY, f1_title
 from lora_from_scratch.train.evaluate import wilson
 
@@ -104,6 +105,25 @@ def rates(file: dict) -> str:
         cells = (f"{float(rate):g}: {best - mean(values):.1f}" for rate, values in by_rate.items())
         rows.append([f"`{name}`", ", ".join(cells)])
     return table(*rows)
+
+
+def tuned(file: dict) -> str:
+    """What `run.py tune` chose, and the mean loss at each rate; rates of one seed alone in brackets."""
+    rows = [["method", "chosen", "the parabola's lowest point", "mean loss (nats) at each rate"]]
+    for one in sorted(file["variants"], key=lambda one: list(METHODS).index(one["method"])):
+        where = ", ".join(one["settings"].get("target_modules", []))
+        losses = (
+            ("{}: {:.3f}" if len(point["runs"]) > 1 else "({}: {:.3f})").format(
+                f"{point['lr']:g}", point["mean_loss"]
+            )
+            for point in one["points"]
+        )
+        lowest = f"{one['parabola']['vertex']:.1e}" if one["parabola"] else "-"
+        name = f"`{one['method']}`{where and f' on {where}'}"
+        rows.append([name, f"{one['chosen']:g}", lowest, ", ".join(losses)])
+    held_out, place = file["held_out"], file["environment"]
+    counts = f"{held_out['sentences']:,} sentences held out, {held_out['train_sentences']:,} rows trained on"
+    return f"{table(*rows)}\n\n{counts}; {place['device']}, torch {place['torch']}."
 
 
 def epochs(file: dict) -> str:
@@ -188,7 +208,7 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = (methods, comparison, apart, rates, epochs, processes, memory, published_memory)
+    kinds = (methods, comparison, apart, rates, tuned, epochs, processes, memory, published_memory)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

@@ -88,8 +88,7 @@ def check_same(said: Mapping[str, object], prepared: Prepared, folder: Path) -> 
     for what, digest in here["sources"].items():
         if said["sources"].get(what) != digest:
             raise UserError(f"--resume {folder}: {what} is not what the run began with; put that back")
-    there = said["environment"]
-    now = here["environment"]
+    there, now = said["environment"], here["environment"]
     changed = [f"{n} {there.get(n)}, now {now[n]}" for n in COMPUTES if there.get(n) != now[n]]
     if changed:
         told = f"the run goes on elsewhere ({'; '.join(changed)})"

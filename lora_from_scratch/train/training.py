@@ -38,9 +38,7 @@ class Course:
     lr: float  # to begin with; it falls in a straight line to 0
     weight_decay: float
     precision: torch.dtype  # what the forward pass is autocast to; the trained weights and the loss stay fp32
-    generator: (
-        torch.Generator
-    )  # draws the order of the sentences alone; dropout draws from torch's global one
+    generator: torch.Generator  # of the order of the sentences alone; dropout draws from the global one
     max_steps: int | None = None  # stop after so many; the learning rate then reaches 0 there
     groups: list[dict[str, object]] | None = None  # the optimizer's; by default only matrices are decayed
     forward: loop.Forward = classify  # from model, token ids and lengths to logits; this is the plain one
