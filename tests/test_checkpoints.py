@@ -9,6 +9,7 @@ import pickletools
 import random
 import re
 import resource
+import shutil
 import stat
 import warnings
 from collections.abc import Callable
@@ -208,6 +209,16 @@ def test_a_foreign_file_is_refused_in_one_line(two, kind):
     with pytest.raises(UserError, match=r"is no checkpoint of this project|is damaged") as refusal:
         newest(two[0].parent)
     assert "\n" not in str(refusal.value) and str(two[0]) in str(refusal.value)
+
+
+def test_what_a_kill_kept_from_being_dropped_goes_when_the_run_goes_on(two):
+    """Or kills at that very moment, one after the other, would fill the disk."""
+    folder = two[0].parent
+    for steps in (3, 4):
+        shutil.copy(two[0], folder / f"step-{steps:09}.safetensors")
+    _, snapshot = newest(folder)
+    Checkpoints(folder, {}, resumed=snapshot)
+    assert found_in(folder) == sorted(two, reverse=True)
 
 
 # What fails while one is written.

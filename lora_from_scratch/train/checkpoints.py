@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,9 @@ class Checkpoints:
         self._last = time.monotonic()
         if processes().writes:
             clear_litter(folder)
+            if resumed:  # a kill may have come before the last one dropped what it replaced
+                with suppress(OSError):
+                    self._drop_all_but_newest(folder / _name(resumed.steps))
 
     def are_due(self, steps: int, ends_epoch: bool) -> bool:
         """Whether one is to be written after so many steps."""
