@@ -29,6 +29,7 @@ def train(flags: dict[str, object]) -> None:
     dry_run = flags.pop("dry_run", False)
     config = _config(flags)
     check_run(config, dry_run)
+    go_offline_if_unreachable()
     prepared = _prepared(config)
     if not dry_run:
         # By what was decided, so that a run on the bundle and a later one on GPT-2 do not share a folder.
@@ -56,7 +57,6 @@ def _resume(folder: Path, flags: dict[str, object]) -> None:
 
 def _prepared(config: RunConfig) -> "Prepared":
     """What the run needs before its first step, shown."""
-    go_offline_if_unreachable()
     from lora_from_scratch.report import screen
     from lora_from_scratch.runs.prepare import prepare
 

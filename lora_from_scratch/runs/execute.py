@@ -162,14 +162,17 @@ def _forward(model: GPT2ForSequenceClassification, config: RunConfig) -> Forward
 
 def _check_processes(prepared: Prepared, checkpoints: Checkpoints | None) -> None:
     """UserError where several processes would not train the same, or cannot share the model out."""
-    if prepared.config.shard:
-        if processes().count == 1:
+    together, shard = processes(), prepared.config.shard
+    if together.count == 1:
+        if shard:
             raise UserError("--shard shares a model out over processes; start several with torchrun")
-        if not all(p.requires_grad for p in prepared.model.parameters()) or prepared.config.eval_every:
-            raise UserError("--shard is for methods by which everything learns, and without --eval-every")
+        return
+    if shard and (
+        prepared.config.eval_every or not all(p.requires_grad for p in prepared.model.parameters())
+    ):
+        raise UserError("--shard is for methods by which everything learns, and without --eval-every")
     config = {**prepared.config.as_dict(), "device": None, "output_dir": None}
     resumed = checkpoints.resumed.steps if checkpoints and checkpoints.resumed else 0
-    together = processes()
     together.check_equal("settings", repr(config))
     together.check_equal("sentences", prepared.dataset.fingerprint())
     together.check_equal("base", prepared.base_digest)
