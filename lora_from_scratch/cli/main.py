@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of several processes, as torchrun starts them, the first one speaks; each tells of its own mistakes.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if _alone():
         return _main(arguments)
     if lacking := [name for name in TORCHRUN if not os.environ.get(name)]:
         print(
@@ -67,7 +67,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _run_command(name: str, flags: dict[str, object]) -> None:
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if not _alone():
         raise UserError(f"{name} works in one process; start it without torchrun")
     flags = check_command(name, flags)
     go_offline_if_unreachable()
@@ -79,3 +79,8 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     if category is UserWarning and speaks():  # others are for developers
         print(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+def _alone() -> bool:
+    """Whether torchrun started no other process beside this one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
