@@ -19,6 +19,8 @@ torch.set_num_threads(1)  # whatever was in the environment: sums of floats depe
 # The files that take longest, first: two workers then end at about the same time.
 LONGEST = ("commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every", "benchmarks")
 
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 
 

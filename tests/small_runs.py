@@ -29,11 +29,11 @@ STEPS = 8  # two epochs of 14 sentences, by 4: the last batch of each is short
 METHODS = ("lora", "full", "prelayer", "prefix")
 
 
-def write_base(folder: Path) -> Path:
-    """The tiny GPT-2, dropout 0.1, with the bundled tokenizer."""
+def write_base(folder: Path, **changes: object) -> Path:
+    """The tiny GPT-2, dropout 0.1 unless changed, with the bundled tokenizer."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    model = GPT2ForSequenceClassification(tiny_config(vocab_size=8192, initializer_range=0.2))
+    model = GPT2ForSequenceClassification(tiny_config(vocab_size=8192, initializer_range=0.2, **changes))
     model.config.save_pretrained(folder)
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "score.weight"}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

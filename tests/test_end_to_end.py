@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import DEVICES, tiny_config
 from torch.nn.functional import cross_entropy, layer_norm, linear
 from transformers import DynamicCache, GPT2ForSequenceClassification, GPT2Model, get_scheduler
 from transformers.pytorch_utils import Conv1D
@@ -131,12 +131,13 @@ def before(
     return {"past_key_values": cache, "position_ids": torch.arange(length)[None]} if len(cache.layers) else {}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("method", ["full", "prelayer", "lora", "prefix"])
-def test_every_weight_is_the_one_of_a_plain_loop(base, method, plain):
-    result = run(config(base, method, plain=plain))
+def test_every_weight_is_the_one_of_a_plain_loop(base, method, plain, device):
+    result = run(config(base, method, plain=plain, device=device))
     expected, start = plain_weights(base, method), prepare(config(base, method)).model.state_dict()
-    ours = dict(result.prepared.model.named_parameters())
+    ours = dict(result.prepared.model.cpu().named_parameters())
     assert ours.keys() == expected.keys()
     for name, weight in ours.items():
         if name.endswith(

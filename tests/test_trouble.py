@@ -273,3 +273,15 @@ def without_key_biases(model: GPT2ForSequenceClassification) -> dict[str, Tensor
         if name.endswith("c_attn.bias"):
             weights[name] = torch.cat([tensor[:width], tensor[2 * width :]])
     return weights
+
+
+def test_out_of_memory_before_the_first_batch_is_one_line_too(line, monkeypatch, capsys):
+    def full(model: torch.nn.Module, *_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has 1 GiB")
+
+    monkeypatch.setattr(GPT2ForSequenceClassification, "to", full)
+    assert cli.main(line) == 2
+    told = error(capsys)
+    assert told.startswith("error: out of memory (CUDA out of memory. Tried to allocate 2 GiB.")
+    assert told.endswith("; a smaller --model, or another --device")
+    assert not folder_of(line).exists()

@@ -59,6 +59,12 @@ def _main(arguments: Sequence[str] | None) -> int:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _is_out_of_memory(error):
+            raise  # a defect
+        told = one_line(error)[:100]
+        print(f"error: out of memory ({told}); a smaller --model, or another --device", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         if speaks():
             print(f"interrupted{interrupt}", file=sys.stderr)
@@ -74,6 +80,12 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
     from lora_from_scratch.cli import commands  # torch and transformers: seconds
 
     commands.BY_NAME[name](**flags)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from lora_from_scratch.train.trouble import is_out_of_memory  # torch, which is loaded where this is true
+
+    return is_out_of_memory(error)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -122,6 +122,7 @@ def _measure_into(prepared: "Prepared", training: "Training | None", folder: Pat
     from lora_from_scratch.report import card, picture, screen
     from lora_from_scratch.runs import execute, record
     from lora_from_scratch.runs import folder as runs
+    from lora_from_scratch.train.trouble import is_out_of_memory
 
     kept = f"; what was trained is in {folder}"
     try:
@@ -135,8 +136,8 @@ def _measure_into(prepared: "Prepared", training: "Training | None", folder: Pat
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(kept) from interrupt
     except (UserError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in f"{type(error)} {error}".lower():
-            raise  # a defect, where PyTorch out of memory is not
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise  # a defect
         raise UserError(one_line(error) + kept) from error
     print(f"\n{screen.summary(results)}")
     if said := screen.not_beaten(results):

@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.fast.dropout import cheap_dropout
 from lora_from_scratch.fast.embedding_rows import Occurring, occurring_rows
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16, packed_layers
+
+# PyTorch's kernels of attention. cuDNN's, which it prefers on Hopper in bf16 and fp16, is
+# not among them: it plans for each shape anew, and sentences have many lengths.
+ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @contextmanager
@@ -24,5 +29,5 @@ def fast_training(
     if precision == torch.bfloat16:
         keep_frozen_in_bf16(model)
     rows = occurring_rows(model, examples)
-    with cheap_dropout(model), rows as occurring, packed_layers(model, precision):
+    with sdpa_kernel(ANY_SHAPE), cheap_dropout(model), rows as occurring, packed_layers(model, precision):
         yield occurring

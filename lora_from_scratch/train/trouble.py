@@ -27,8 +27,7 @@ def out_of_memory_told(lengths: Callable[[], Tensor], parts: int) -> Iterator[No
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not any(said in str(error) for said in ALLOCATION):
+        if not is_out_of_memory(error):
             raise
         batch = lengths()
         size = f"{len(batch)} sentences x {int(batch.max())} tokens"
@@ -36,3 +35,9 @@ def out_of_memory_told(lengths: Callable[[], Tensor], parts: int) -> Iterator[No
         smaller = f"--gradient-accumulation {more} computes the same in smaller parts; or "
         advice = f"{smaller * (more > parts)}lower --max-length"
         raise UserError(f"out of memory at a batch of {size} ({first_line(error)[:60]}); {advice}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says so, of whatever device."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(said in str(error) for said in ALLOCATION)
