@@ -138,13 +138,15 @@ def test_every_weight_is_the_one_of_a_plain_loop(base, method, plain, device):
     result = run(config(base, method, plain=plain, device=device))
     expected, start = plain_weights(base, method), prepare(config(base, method)).model.state_dict()
     ours = dict(result.prepared.model.cpu().named_parameters())
+    # AdamW makes whole steps of a gradient near zero, rounding included, and a GPU sums in another order.
+    atol = 1e-5 if device == "cpu" else 1e-4
     assert ours.keys() == expected.keys()
     for name, weight in ours.items():
         if name.endswith(
             "c_attn.bias"
         ):  # softmax does not feel the keys' part: its gradient is rounding alone
             weight.data[16:32] = expected[name][16:32] = 0
-        torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-4, atol=atol, msg=name)
         assert weight.requires_grad != torch.equal(weight, start[name]), name
     assert not result.prepared.model.training
 
