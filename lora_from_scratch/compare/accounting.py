@@ -37,7 +37,8 @@ def account(prepared: Prepared) -> dict[str, int]:
     model = _without_memory(prepared.model, FakeTensorMode(allow_non_fake_inputs=True))
     if config.plain:
         return account_model(model, *shape, precision)
-    with occurring_rows(model, examples, prepared.base_weights) as occurring:
+    stored = prepared.base_weights if config.way.trains else None
+    with occurring_rows(model, examples, stored) as occurring:
         if precision == torch.bfloat16:
             keep_frozen_in_bf16(model)
         accounted = account_model(model, *shape, precision, fast_classify)
