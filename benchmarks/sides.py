@@ -10,11 +10,12 @@ side takes while it is set up, and frees before it trains, counts for neither.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -149,12 +150,18 @@ class Theirs:
 
 
 class Side:
-    """One side in a process of its own, set up while others are."""
+    """One side in a process of its own, set up while others are; `environment` goes before what is there."""
 
-    def __init__(self, side: type[Ours | Theirs], work: Work) -> None:
-        command = [sys.executable, __file__, side.__name__, json.dumps(asdict(work))]
+    def __init__(
+        self, side: type[Ours | Theirs], work: Work, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, __file__, side.__name__, json.dumps(asdict(work))],
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.seconds: list[float] = []  # of each turn
         self.peak_bytes = 0
