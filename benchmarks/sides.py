@@ -25,9 +25,20 @@ import torch
 
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.train.device import resolve_device
+from lora_from_scratch.train.precision import resolve_precision
 
-BEST = {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
 Sentences = list[list[int]]  # token ids
+
+
+def best(precision: str = "auto") -> dict[str, object]:
+    """TrainingArguments that make Trainer fastest here: bf16 is slower than fp32 where it is emulated."""
+    resolved = resolve_precision(precision, resolve_device("auto"))
+    return {
+        "bf16": resolved == "bf16",
+        "optim": "adamw_torch_fused",
+        "train_sampling_strategy": "group_by_length",
+    }
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,13 @@ class Work:
     method: str = "lora"
     rank: int = 4
     batch_size: int = 16
-    trainer: dict[str, object] = field(default_factory=lambda: dict(BEST))  # of TrainingArguments
+    trainer: dict[str, object] = field(default_factory=best)  # of TrainingArguments
     pad_to: int | None = None  # theirs: every sentence to so many tokens; None: to the longest of its batch
+    precision: str = "auto"  # ours; theirs is among the arguments
     plain: bool = False  # ours: by core/ alone, as with `run.py --plain`
+    # Theirs. GPT-2's configurations name GELU "gelu_new", which transformers computes in eight steps; the
+    # same function by this name is one fused kernel.
+    activation: str = "gelu_pytorch_tanh"
     base_in_bf16: bool = False  # theirs: the model loaded in bf16 (PEFT keeps the adapter in fp32)
 
 
@@ -59,6 +74,7 @@ class Ours:
                 dataset="bundled",
                 epochs=1,
                 batch_size=work.batch_size,
+                precision=work.precision,
                 plain=work.plain,
                 **({"rank": work.rank} if work.method == "lora" else {}),
             )
@@ -85,6 +101,7 @@ class Theirs:
         self.tokenizer.pad_token, self.tokenizer.padding_side = self.tokenizer.eos_token, "right"
         config = AutoConfig.from_pretrained(work.model, num_labels=2)
         config.pad_token_id, config.use_cache = self.tokenizer.pad_token_id, False
+        config.activation_function = work.activation
         model = GPT2ForSequenceClassification(config)
         if work.base_in_bf16:
             model = model.to(torch.bfloat16)
