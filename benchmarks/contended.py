@@ -31,9 +31,7 @@ from lora_from_scratch.report.tables import markdown_table
 BUSY = (0, 1, 2)  # processes beside the one that trains
 WAITING = {  # what is in the environment before PyTorch is loaded
     "PyTorch's own": {},
-    "spinning 10,000 times": {"GOMP_SPINCOUNT": "10000"},
-    "spinning 1,000 times": {"GOMP_SPINCOUNT": "1000"},
-    "spinning 100 times": {"GOMP_SPINCOUNT": "100"},
+    **{f"spinning {n:,} times": {"GOMP_SPINCOUNT": str(n)} for n in (10_000, 5_000, 3_000, 1_000)},
     "not spinning": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
@@ -55,7 +53,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def measure(
-    model: str, sentences: Sentences, count: int, waiting: list[str], rounds: int
+    model: str, sentences: Sentences, count: int, waiting: list[str], busy_counts: list[int], rounds: int
 ) -> dict[str, dict[str, object]]:
     """By setting, and by busy processes: sentences a second in each turn."""
     sides = {name: Side(Ours, Work(model), WAITING[name]) for name in waiting}
@@ -63,14 +61,15 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     for side in sides.values():
         side.train(draw(sentences, WARM_UP, generator))
-    speeds = {name: {str(count): [] for count in BUSY} for name in sides}
-    loads: dict[str, list[float]] = {str(count): [] for count in BUSY}
+    speeds = {name: {str(others): [] for others in busy_counts} for name in sides}
+    loads: dict[str, list[float]] = {str(others): [] for others in busy_counts}
     for _ in range(rounds):
-        for others in BUSY:
+        for others in busy_counts:
             loads[str(others)].append(os.getloadavg()[0])
+            chosen = draw(sentences, count, generator)
             with busy(others):
                 for name in (*sides, *reversed(sides)):
-                    seconds = sides[name].train(draw(sentences, count, generator))
+                    seconds = sides[name].train(chosen)
                     speeds[name][str(others)].append(count / seconds)
     for side in sides.values():
         side.close()
@@ -96,20 +95,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(SENTENCES), default=tuple(SENTENCES))
     others = [name for name in WAITING if WAITING[name]]
     parser.add_argument("--waiting", nargs="*", choices=others, default=others, help="beside PyTorch's own")
+    parser.add_argument("--busy", nargs="+", type=int, default=BUSY, help="processes beside; 0 among them")
     parser.add_argument("--rounds", type=int, default=3, help="of two turns each")
     parser.add_argument("--sentences", type=int, help="in each turn (default: by model)")
     add_out(parser)
     flags = parser.parse_args()
     folders = {"gpt2": str(flags.shared / "gpt2"), "bundled": str(BUNDLED_MODEL)}
     waiting, results = [next(iter(WAITING)), *flags.waiting], {}
-    rows = [("model", "setting", *(f"{count} busy: sentences/s, of the quiet speed" for count in BUSY))]
+    rows = [("model", "setting", *(f"{count} busy: sentences/s, of the quiet speed" for count in flags.busy))]
     for name in flags.models:
         sentences = sst2_sentences(folders[name], flags.shared / "data" / "sst2")
         count = flags.sentences or SENTENCES[name]
-        results[name] = one = summary(measure(folders[name], sentences, count, waiting, flags.rounds))
+        results[name] = one = summary(
+            measure(folders[name], sentences, count, waiting, flags.busy, flags.rounds)
+        )
         for setting, by in one["median"].items():
             shares = one["of_own_quiet"][setting]
-            rows.append((name, setting, *(f"{by[str(b)]:.1f}, {shares[str(b)]:.2f}" for b in BUSY)))
+            rows.append((name, setting, *(f"{by[str(b)]:.1f}, {shares[str(b)]:.2f}" for b in flags.busy)))
     print(markdown_table(rows))
     finish(flags.out, results)
 
