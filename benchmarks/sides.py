@@ -23,6 +23,7 @@ from unittest import mock
 
 import torch
 
+from lora_from_scratch.cli.main import OPENMP
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.train.device import resolve_device
@@ -167,14 +168,17 @@ class Theirs:
 
 
 class Side:
-    """One side in a process of its own, set up while others are; `environment` goes before what is there."""
+    """One side in a process of its own, set up while others are; ours in the environment that `run.py` makes,
+    unless another is given."""
 
     def __init__(
         self, side: type[Ours | Theirs], work: Work, environment: Mapping[str, str] | None = None
     ) -> None:
+        if environment is None:
+            environment = OPENMP if side is Ours else {}
         self.process = subprocess.Popen(
             [sys.executable, __file__, side.__name__, json.dumps(asdict(work))],
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
