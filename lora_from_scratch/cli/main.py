@@ -13,6 +13,11 @@ from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
 from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks
 from lora_from_scratch.errors import UserError
 
+# PyTorch's threads (GNU OpenMP's) wait for each other at the end of every operation. By default they spin for
+# so long that they use up the time of a partner whose core another program has taken; after 1,000 turns they
+# sleep instead: see benchmarks/contended.py. Read when PyTorch is loaded. A user's own choice stays.
+OPENMP = {"GOMP_SPINCOUNT": "1000"}
+OPENMP_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it tells each process
 
 
@@ -21,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of several processes, as torchrun starts them, the first one speaks; each tells of its own mistakes.
     """
+    if not any(name in os.environ for name in OPENMP_CHOICES):
+        os.environ.update(OPENMP)
     if _alone():
         return _main(arguments)
     if lacking := [name for name in TORCHRUN if not os.environ.get(name)]:
