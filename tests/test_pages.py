@@ -46,7 +46,7 @@ def table(*rows: list[str]) -> str:
 
 
 def compared(file: dict) -> str:
-    """What `run.py compare` found: a row a variant, the verdicts, and where it was measured."""
+    """What `run.py compare` found: a row a variant, the verdict, and where it was measured."""
     (dataset,), place = file["datasets"], file["environment"]
     columns = ["accuracy (%)", "95 % interval", f1_column(dataset), "trainable", "training (s)", "peak (GB)"]
     rows = [["method", *columns]]
@@ -59,9 +59,26 @@ def compared(file: dict) -> str:
             f"{seconds:.0f}" if seconds else "-",
         ]
         rows.append([one["label"], *cells, f"{one['peak_bytes'] / 1e9:.2f}"])
-    told = "\n".join(f"- {one['sentence']}" for one in dataset["comparisons"])
     where = f"{file['done']} runs on {place['device']}, {place['threads']} threads, torch {place['torch']}"
-    return f"{table(*rows)}\n\n{told}\n\n{where}: `{file['command']}`"
+    return f"{table(*rows)}\n\n{dataset['headline']}\n{where}:\n`{file['command']}`"
+
+
+def verdicts(file: dict) -> str:
+    (dataset,) = file["datasets"]
+    return "\n".join(f"- {one['sentence']}" for one in dataset["comparisons"])
+
+
+def by_loss_and_accuracy(file: dict) -> str:
+    """The rate that `run.py tune` chose, and the one by accuracy, of those that all seeds were run at."""
+    rows = [["method", "rate by loss", "accuracy there (%)", "rate by accuracy", "accuracy there (%)"]]
+    for label, one in tuned_variants(file):
+        seeds = max(len(point["runs"]) for point in one["points"])
+        whole = [point for point in one["points"] if len(point["runs"]) == seeds]
+        accuracy = {point["lr"]: mean(run["accuracy"] for run in point["runs"]) for point in whole}
+        best = max(accuracy, key=accuracy.__getitem__)
+        cells = (f"{rate:g} | {accuracy[rate]:.1f}" for rate in (one["chosen"], best))
+        rows.append([label, *cells])
+    return table(*rows)
 
 
 def comparison(file: dict) -> str:
@@ -84,8 +101,7 @@ def rates(file: dict) -> str:
 def tuned(file: dict) -> str:
     """What `run.py tune` chose, and the mean loss at each rate; rates of one seed alone in brackets."""
     rows = [["method", "chosen", "the parabola's lowest point", "mean loss (nats) at each rate"]]
-    for one in sorted(file["variants"], key=lambda one: list(METHODS).index(one["method"])):
-        where = ", ".join(one["settings"].get("target_modules", []))
+    for label, one in tuned_variants(file):
         losses = (
             ("{}: {:.3f}" if len(point["runs"]) > 1 else "({}: {:.3f})").format(
                 f"{point['lr']:g}", point["mean_loss"]
@@ -93,11 +109,19 @@ def tuned(file: dict) -> str:
             for point in one["points"]
         )
         lowest = f"{one['parabola']['vertex']:.1e}" if one["parabola"] else "-"
-        name = f"`{one['method']}`{where and f' on {where}'}"
-        rows.append([name, f"{one['chosen']:g}", lowest, ", ".join(losses)])
+        rows.append([label, f"{one['chosen']:g}", lowest, ", ".join(losses)])
     held_out, place = file["held_out"], file["environment"]
     counts = f"{held_out['sentences']:,} sentences held out, {held_out['train_sentences']:,} rows trained on"
     return f"{table(*rows)}\n\n{counts}; {place['device']}, torch {place['torch']}."
+
+
+def tuned_variants(file: dict) -> list[tuple[str, dict]]:
+    """With their names, in the order of the table of methods."""
+    found = []
+    for one in sorted(file["variants"], key=lambda one: list(METHODS).index(one["method"])):
+        where = ", ".join(one["settings"].get("target_modules", []))
+        found.append((f"`{one['method']}`{where and f' on {where}'}", one))
+    return found
 
 
 def epochs(file: dict) -> str:
@@ -183,7 +207,18 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = (compared, comparison, rates, tuned, epochs, processes, memory, published_memory)
+    kinds = (
+        compared,
+        verdicts,
+        by_loss_and_accuracy,
+        comparison,
+        rates,
+        tuned,
+        epochs,
+        processes,
+        memory,
+        published_memory,
+    )
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
