@@ -45,7 +45,7 @@ Always saying {always}, the commonest class to train on, would score {baseline[a
 - classes: {train_classes}; for validation {validation_classes}{settings}
 - {steps:,} steps of {config[batch_size]} sentences ({config[epochs]} epochs), AdamW, \
 peak learning rate {config[lr]:g} falling linearly to 0, weight decay {config[weight_decay]:g}
-- {config[precision]}, {base}texts cut at {config[max_length]} tokens, seed {config[seed]}
+- {config[precision]}, {rounding}texts cut at {config[max_length]} tokens, seed {config[seed]}
 
 ## How to load it
 
@@ -95,7 +95,7 @@ def model_card(record: dict[str, object]) -> str:
         train_classes=classes_text(data["train_classes"]),
         validation_classes=classes_text(data["validation_classes"]),
         settings=f"\n- {settings}" if settings else "",
-        base=ROUNDED.format(config.base_precision) if config.base_precision != FLOAT else "",
+        rounding=ROUNDED.format(config.base_precision) if config.base_precision != FLOAT else "",
         loading="\n".join(format.how_to_load(config.model, names)) if config.way.merges else UNMERGED,
     )
 
