@@ -46,8 +46,8 @@ def quantise(model: nn.Module, precision: str) -> nn.Module:
 
     file, name = QUANTISED[precision].split(".")
     kind, blocks = getattr(import_module(f"lora_from_scratch.base.{file}"), name), model.transformer.h
-    for name, layer in list(blocks.named_modules()):
-        if isinstance(layer, (nn.Linear, Conv1D)):
+    for name in [name for name, _ in blocks.named_modules()]:  # not the modules: each is freed in its turn
+        if isinstance(layer := blocks.get_submodule(name), (nn.Linear, Conv1D)):
             place(blocks, name, kind(layer))
     setattr(model, KEY, precision)
     return model
