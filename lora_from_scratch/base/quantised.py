@@ -48,9 +48,6 @@ class QuantisedLinear(nn.Linear):
         return self.dequantise().as_subclass(_Copy)
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
         return _Product.apply(x, self.bias, self)
 
     def dense(self) -> nn.Linear | Conv1D:

@@ -2,7 +2,7 @@
 
 The first three are sums over parameters, and over what quantised layers keep in place of some. Activations
 are counted: the forward pass runs on tensors that have a shape and no memory, and what autograd keeps of it
-for the backward pass is added up, every piece of memory once and weights left out. Under autocast that
+for the backward pass is added up, every piece of memory once and parameters left out. Under autocast that
 includes the rounded copies of weights.
 
 Not in the account is what comes and goes within a pass or a step of the optimizer, what `fast/` lays out anew
@@ -97,7 +97,7 @@ def _saved_bytes(
     device = model.score.weight.device
     input_ids = torch.zeros(sentences, tokens, dtype=torch.long, device=device)
     lengths = torch.full((sentences,), tokens, device=device)
-    weights = {tensor.untyped_storage()._cdata for tensor in kept_weights(model)}
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept = {}  # held until the end: an address would else be given out twice
 
     def keep(tensor: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _saved_bytes(
         with autocast:
             logits = forward(model, input_ids, lengths)
         cross_entropy(logits, torch.zeros_like(lengths))
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in parameters)
 
 
 class _ByteMasks(TorchFunctionMode):
