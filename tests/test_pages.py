@@ -22,11 +22,16 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.base.load import BUNDLED_MODEL
+from lora_from_scratch.base.precisions import BASE_PRECISIONS
+from lora_from_scratch.base.quantised import quantised_layers
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
 from lora_from_scratch.compare.accounting import account_model
+from lora_from_scratch.fast.gpt2 import classify
+from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.report import numbers
 from lora_from_scratch.report.compared import f1_column
+from lora_from_scratch.train.measure import tensor_bytes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -191,6 +196,32 @@ def published_memory(_: None) -> str:
     return table(*rows)
 
 
+@cache
+def kept_in(precision: str, **size: int) -> tuple[int, int, int, int]:
+    """Bytes of LoRA's step in bf16 on 16 x 64 tokens: matrices, all weights, what learns, activations."""
+    with torch.device("meta"):
+        model = GPT2ForSequenceClassification(GPT2Config(pad_token_id=0, **size))
+    model = keep_frozen_in_bf16(adapt(model, RunConfig(method="lora", base_precision=precision)))
+    matrices = sum(tensor_bytes(layer.buffers()) for _, layer in quantised_layers(model))
+    matrices = matrices or 4 * 12 * model.config.n_layer * model.config.n_embd**2  # in fp32
+    sizes = account_model(model, 16, 64, torch.bfloat16, classify, as_on_a_gpu=True)
+    return matrices, sizes["weights"], sizes["gradients"] + sizes["moments"], sizes["activations"]
+
+
+def quantised(_: None) -> str:
+    """GPT-2 small, and GPT-2 XL: of its 48 blocks three are counted, as each but the last adds the same."""
+    rows = [["`--base-precision`", "small: matrices (MB)", "of fp32's", "XL: matrices (MB)"]]
+    rows[0] += ["a step of XL's: weights", "gradients and moments", "activations", "all"]
+    for precision in BASE_PRECISIONS:
+        small = 12 * kept_in(precision, n_layer=1)[0]
+        two, three = (kept_in(precision, n_embd=1600, n_head=25, n_layer=n) for n in (2, 3))
+        matrices, *step = (a + 46 * (b - a) for a, b in zip(two, three, strict=True))
+        share = small / (4 * 12 * 12 * 768**2)
+        cells = f"{small / 1e6:.1f}", f"{share:.3f}", f"{matrices / 1e6:,.1f}", *map(gib, [*step, sum(step)])
+        rows.append([f"`{precision}`", *cells])
+    return table(*rows)
+
+
 def load(name: str) -> dict | None:
     if not name.endswith(".json"):
         return None  # computed anew
@@ -207,18 +238,8 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = (
-        compared,
-        verdicts,
-        by_loss_and_accuracy,
-        comparison,
-        rates,
-        tuned,
-        epochs,
-        processes,
-        memory,
-        published_memory,
-    )
+    kinds = (compared, verdicts, by_loss_and_accuracy, comparison, rates, tuned, epochs, processes)
+    kinds += (memory, published_memory, quantised)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

@@ -11,9 +11,10 @@ from itertools import chain, count
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2ForSequenceClassification
 
 from lora_from_scratch.base.load import load_model
+from lora_from_scratch.base.precisions import KEY, base_precision, rounded
 from lora_from_scratch.cli import plans
 from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
@@ -102,7 +103,7 @@ def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunCon
     precision = resolve_precision(asked.precision, device)
     length = decided_length(asked.max_length, adapted.model.config)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
-    config["positive_class"] = asked.positive_class
+    config |= {"positive_class": asked.positive_class, KEY: base_precision(adapted.model)}
     positive = positive_id(asked.positive_class, adapted.label_names)
     split, source = load_labelled(asked.dataset, adapted.label_names, asked.selection)
     warn_if_trained_on(adapter, split.sentences)
@@ -132,7 +133,11 @@ def verify(adapter: Path, model: str | None) -> None:
         raise UserError(f"{adapter} holds no {peft.FILES[0]}: it is not in the format that PEFT reads")
     ours, texts = load_adapted(adapter, model), _probe()
     expected = _our_logits(ours, texts)
-    fresh_base = partial(load_model, ours.base_name, ours.label_names, ours.tokenizer.pad_token_id)
+
+    def fresh_base() -> GPT2ForSequenceClassification:
+        model = load_model(ours.base_name, ours.label_names, ours.tokenizer.pad_token_id)
+        return rounded(model, base_precision(ours.model))
+
     theirs = replace(ours, model=library.PeftModel.from_pretrained(fresh_base(), str(adapter)).eval())
     read_by_peft = compare(_their_logits(theirs, texts), expected)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

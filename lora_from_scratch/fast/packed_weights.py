@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 from transformers.pytorch_utils import Conv1D
 
+from lora_from_scratch.base.quantised import QuantisedLinear
 from lora_from_scratch.core.surgery import place
 
 
@@ -35,7 +36,8 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within the block every `Conv1D` and `nn.Linear` that does not learn, the head apart, is packed.
 
     `dtype` is what autocast computes in, torch.float32 without it; a layer kept in bf16 stays in bf16. A
-    weight that two modules share is left as it is. At the end the layers return to their places with the
+    weight that two modules share is left as it is, and so is a quantised layer, which a dense copy would make
+    useless. At the end the layers return to their places with the
     weights they had, bit for bit. A weight packed in its own dtype is unpacked then, layer by layer, and not
     kept beside its packed copy: that takes no memory where nothing is trained, and the weights' size once
     more where gradients flow through them.
@@ -45,6 +47,7 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and "score" not in name.split(".")
+        if not isinstance(module, QuantisedLinear)
         if uses[id(module.weight)] == 1 and _can_be_packed(module, dtype)
     }
     try:
