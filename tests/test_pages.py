@@ -94,6 +94,13 @@ def comparison(file: dict) -> str:
     return table(*rows)
 
 
+def apart(file: dict) -> str:
+    seeds, plain, default = (file["results"][key] for key in ("seeds", "plain", "default"))
+    points = [a - b for a, b in zip(default, plain, strict=True)]
+    rows = zip([*map(str, seeds), "mean"], [*points, mean(points)], strict=True)
+    return table(["seed", "run.py minus plain loop (points)"], *([seed, f"{x:+.2f}"] for seed, x in rows))
+
+
 def rates(file: dict) -> str:
     rows = [["method", "learning rate: points below the best one"]]
     for name, by_rate in file["accuracy"].items():
@@ -238,7 +245,7 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = (compared, verdicts, by_loss_and_accuracy, comparison, rates, tuned, epochs, processes)
+    kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs, processes)
     kinds += (memory, published_memory, quantised)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
