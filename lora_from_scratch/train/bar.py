@@ -8,9 +8,9 @@ TERMINAL, LOG = 0.1, 10.0  # seconds between two prints
 
 
 class Bar(tqdm):
-    """A bar on stderr, for a terminal ten times a second at most, for a log (a file, a pipe) once in ten seconds.
+    """A bar on stderr, ten times a second at most on a terminal, else (in a log) once in ten seconds.
 
-    What is over before its first print was due prints nothing; otherwise a bar that stays prints its end too.
+    What is over before its first print was due prints nothing; any other bar that stays prints its end too.
     """
 
     def __init__(self, *args: object, **options: object) -> None:
@@ -21,7 +21,7 @@ class Bar(tqdm):
         self._next = self._time() + self._pause if not self.disable else 0.0
 
     def refresh(self, *args: object, **options: object) -> bool | None:
-        """Print it: a text beside it is new, or a line was written in its place. In a log it waits its turn."""
+        """Print it: its text is new, or a line took its place. A log waits until it is due."""
         if self.disable or (now := self._time()) < self._next:
             return False
         self._next = now + self._pause
