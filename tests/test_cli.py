@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_from_scratch.cli import loading
 from lora_from_scratch.cli import main as cli
-from lora_from_scratch.cli import one_line as cli_lines
-from lora_from_scratch.cli.one_line import one_line, told_while
+from lora_from_scratch.cli.loading import told_while
+from lora_from_scratch.cli.one_line import one_line
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.report import screen
 from lora_from_scratch.runs.config import RECIPES
@@ -235,7 +236,7 @@ def test_after_a_second_a_terminal_is_told_what_takes_long_and_it_is_gone_afterw
 ):
     seen, (arguments, place) = Screen(terminal), WAITS[wait]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_lines, "PATIENCE", 0.01)
+    monkeypatch.setattr(loading, "PATIENCE", 0.01)
     monkeypatch.setattr(place, lambda *_: seen.looked_at())
     monkeypatch.setattr(sys, "stderr", seen)
     assert cli.main(arguments) == 2
@@ -251,7 +252,7 @@ def test_what_is_over_within_a_second_is_not_told_of_nor_whoever_types(monkeypat
     monkeypatch.setattr(sys, "stderr", seen := Screen())
     with told_while("loading"):
         pass
-    monkeypatch.setattr(cli_lines, "PATIENCE", 0.0)
+    monkeypatch.setattr(loading, "PATIENCE", 0.0)
     with told_while("loading", unless=True):
         time.sleep(0.1)
     monkeypatch.setenv("RANK", "1")  # of several processes the first one speaks

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from lora_from_scratch.base.load import load_model
-from lora_from_scratch.cli.one_line import speaks_utf8, told_while
+from lora_from_scratch.cli.loading import told_while
+from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled

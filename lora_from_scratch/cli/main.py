@@ -10,7 +10,8 @@ from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli import one_run
 from lora_from_scratch.cli.early_checks import check_arguments, check_command
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
-from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks, told_while
+from lora_from_scratch.cli.loading import importing, told_while
+from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks
 from lora_from_scratch.errors import UserError
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it tells each process
@@ -76,7 +77,7 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
     if not _alone():
         raise UserError(f"{name} works in one process; start it without torchrun")
     flags = check_command(name, flags)
-    with told_while("loading PyTorch and transformers", unless=flags.get("typed", False)):
+    with importing(), told_while("loading PyTorch and transformers", unless=flags.get("typed", False)):
         go_offline_if_unreachable()
         from lora_from_scratch.cli import commands
 

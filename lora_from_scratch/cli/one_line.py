@@ -1,15 +1,12 @@
-"""What people read on a terminal: one line a mistake, the name that was meant, what takes long."""
+"""What people read on a terminal: one line for each mistake, and the name that they may have meant."""
 
 import io
 import os
 import re
 import sys
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 
-PATIENCE = 1.0  # seconds that nothing is said for
 LONGEST = 200  # characters of a line, where it quotes something long
 QUOTED = re.compile(r"(?<!\w)(['\"])(.*?)\1(?!\w)")
 WORD = re.compile(r"\S{256,}")  # longer than a file's name can be
@@ -32,33 +29,6 @@ def _cut(found: re.Match[str]) -> str:
 def speaks() -> bool:
     """Whether this is the only process, or the first of several, which says what is the same for all."""
     return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def told_while(what: str, unless: bool = False) -> Iterator[None]:
-    """Once the block has taken a second a line on the terminal says what is done; it is gone at the end.
-
-    Nothing is told to a file or a pipe. What is written meanwhile takes the line's place.
-    """
-    if unless or not speaks() or not sys.stderr.isatty():
-        yield
-        return
-    line, told = f"{what} ...", threading.Event()
-
-    def tell() -> None:
-        told.set()
-        print(line, end="\r", file=sys.stderr, flush=True)
-
-    timer = threading.Timer(PATIENCE, tell)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-        if told.is_set():
-            print(" " * len(line), end="\r", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, names: Iterable[str], lead: str = "") -> str:

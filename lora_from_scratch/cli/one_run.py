@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli.early_checks import check_run
-from lora_from_scratch.cli.one_line import one_line, speaks, told_while
+from lora_from_scratch.cli.loading import importing, told_while
+from lora_from_scratch.cli.one_line import one_line, speaks
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import DEFAULT, method_named
 from lora_from_scratch.runs.config import RECIPES, RunConfig
@@ -32,8 +33,9 @@ def train(flags: dict[str, object]) -> None:
     config = _config(flags)
     check_run(config, dry_run)
     with told_while(LOADING):
-        go_offline_if_unreachable()
-        from lora_from_scratch.runs.prepare import prepare
+        with importing():
+            go_offline_if_unreachable()
+            from lora_from_scratch.runs.prepare import prepare
 
         prepared = prepare(config)
     _show(prepared)
@@ -45,7 +47,7 @@ def train(flags: dict[str, object]) -> None:
 
 def _resume(folder: Path, flags: dict[str, object]) -> None:
     """Go on with the run in a folder, with the settings that it has."""
-    with told_while(LOADING):
+    with importing(), told_while(LOADING):
         go_offline_if_unreachable()  # before the next line imports what reads it
         from lora_from_scratch.runs import resume
         from lora_from_scratch.runs.prepare import prepare
