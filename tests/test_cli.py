@@ -248,6 +248,29 @@ def test_after_a_second_a_terminal_is_told_what_takes_long_and_it_is_gone_afterw
     assert bool(lines) == terminal
 
 
+@pytest.mark.parametrize("arguments", [PREDICT, ["--model", "./no", "--dataset", "bundled"], ["--resume", "."]])
+def test_no_garbage_is_looked_for_while_libraries_are_imported(tmp_path, arguments):
+    """Each ends in a mistake that is found behind the imports. Python looks again afterwards."""
+    code = """
+import gc, sys
+from lora_from_scratch.cli.main import main
+looks = []
+def look(phase, _):
+    if "torch" in sys.modules and not gc.get_freeze_count():
+        looks.append(phase)
+gc.callbacks.append(look)
+assert main(sys.argv[1:]) == 2 and "transformers" in sys.modules
+assert gc.isenabled() and gc.get_freeze_count() > 100_000 and not looks, len(looks)
+from lora_from_scratch.cli.loading import importing
+with importing():
+    assert gc.isenabled(), "of no use where they are there"
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_over_within_a_second_is_not_told_of_nor_whoever_types(monkeypatch):
     monkeypatch.setattr(sys, "stderr", seen := Screen())
     with told_while("loading"):
