@@ -248,7 +248,9 @@ def test_after_a_second_a_terminal_is_told_what_takes_long_and_it_is_gone_afterw
     assert bool(lines) == terminal
 
 
-@pytest.mark.parametrize("arguments", [PREDICT, ["--model", "./no", "--dataset", "bundled"], ["--resume", "."]])
+@pytest.mark.parametrize(
+    "arguments", [PREDICT, ["--model", "./no", "--dataset", "bundled"], ["--resume", "."]]
+)
 def test_no_garbage_is_looked_for_while_libraries_are_imported(tmp_path, arguments):
     """Each ends in a mistake that is found behind the imports. Python looks again afterwards."""
     code = """
