@@ -2,9 +2,10 @@
 
     python benchmarks/start_up.py --before ../other-checkout
 
-Trains a LoRA adapter on the bundled base for a moment. Then three processes take turns, each begun anew, in
-one order and then in the other: `run.py predict` of one sentence, by this checkout and by another one, and a
-program that only imports what a prediction cannot do without (torch, transformers' tokenizers and GPT-2).
+Trains a LoRA adapter on the bundled base for a moment. Then processes take turns, each begun anew, in one
+order and then in the other: `run.py predict` of one sentence, by this checkout and by another one, and two
+programs that only import what a prediction cannot do without (torch, transformers' tokenizers and GPT-2): as
+anybody does (`imports`), and as the command line does (`our_imports`, without looks for garbage meanwhile).
 Take an installation without the extras: transformers imports scipy and scikit-learn where they are there.
 Ends in one JSON line; of wall-clock and of CPU time there are ratios within a turn alone, so that a busy
 machine falls on all. What a prediction takes beside the imports is loading, computing, and the rest of ours.
@@ -27,6 +28,7 @@ from lora_from_scratch.report.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = "import torch; from transformers import AutoTokenizer, GPT2ForSequenceClassification"
+OUR_IMPORTS = f"from lora_from_scratch.cli.loading import importing\nwith importing():\n    {IMPORTS}"
 TRAIN = ["--model", "bundled", "--dataset", "bundled", "--max-steps", "20"]
 Times = list[dict[str, float]]  # of each turn: wall-clock seconds and those of the CPU in user mode
 
@@ -64,17 +66,18 @@ def main() -> None:
         timed(str(ROOT / "run.py"), *TRAIN, "--output-dir", f"{folder}/adapter")
         text = ["predict", "--adapter", f"{folder}/adapter", "a warm , funny film"]
         sides = {side: [str(checkout / "run.py"), *text] for side, checkout in checkouts.items()}
-        sides["imports"] = ["-c", IMPORTS]
+        sides |= {"imports": ["-c", IMPORTS], "our_imports": ["-c", OUR_IMPORTS]}
         taken: dict[str, Times] = {side: [] for side in sides}
         for arguments in sides.values():
             timed(*arguments)  # from the disk, and into bytecode
         for _ in range(flags.rounds):
             for side in [*sides, *reversed(sides)]:
                 taken[side].append(timed(*sides[side]))
-    pairs = [("after", "imports"), ("before", "imports"), ("after", "before")]
+    pairs = [("after", "imports"), ("after", "our_imports")]
+    pairs += [("before", "imports"), ("after", "before")] if flags.before else []
     results: dict[str, object] = {"turns": 2 * flags.rounds}
     rows = [("ratio", "CPU time", "range", "wall-clock", "range")]
-    for above, below in pairs[: None if flags.before else 1]:
+    for above, below in pairs:
         found = results[f"{above}_over_{below}"] = ratios(taken[above], taken[below])
         cells = [
             (f"{found[clock]['median']:.3f}", "{:.3f} to {:.3f}".format(*found[clock]["range"]))
