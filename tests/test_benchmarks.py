@@ -23,6 +23,7 @@ from roofline import operations, products
 from same_accuracy import plain_accuracy
 from scaling import line
 from sides import Ours, Theirs, Work, as_examples, ratio
+from start_up import ratios
 
 from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
@@ -60,6 +61,15 @@ def test_a_straight_line_fits_and_a_curve_does_not():
 
 def test_a_ratio_is_taken_turn_by_turn():
     assert ratio([1.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == (3.0, [1.0, 4.0])
+
+
+def test_the_ratios_of_a_start_are_taken_turn_by_turn_and_clock_by_clock():
+    above = [{"wall": wall, "user": 3.0} for wall in (1.0, 8.0, 9.0)]
+    below = [{"wall": wall, "user": 2.0} for wall in (1.0, 2.0, 3.0)]
+    assert ratios(above, below) == {
+        "wall": {"median": 3.0, "range": [1.0, 4.0]},
+        "user": {"median": 1.5, "range": [1.5, 1.5]},
+    }
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers

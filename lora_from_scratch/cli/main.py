@@ -10,6 +10,7 @@ from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli import one_run
 from lora_from_scratch.cli.early_checks import check_arguments, check_command
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
+from lora_from_scratch.cli.loading import importing, told_while
 from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks
 from lora_from_scratch.errors import UserError
 
@@ -83,8 +84,9 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
     if not _alone():
         raise UserError(f"{name} works in one process; start it without torchrun")
     flags = check_command(name, flags)
-    go_offline_if_unreachable()
-    from lora_from_scratch.cli import commands  # torch and transformers: seconds
+    with importing(), told_while("loading PyTorch and transformers", unless=flags.get("typed", False)):
+        go_offline_if_unreachable()
+        from lora_from_scratch.cli import commands
 
     commands.BY_NAME[name](**flags)
 

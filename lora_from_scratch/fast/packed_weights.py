@@ -8,7 +8,7 @@ layer's input. oneDNN packs and multiplies; where PyTorch comes without it, or o
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, nn
@@ -119,5 +119,22 @@ def _can_be_packed(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> bool:
     learns = any(p.requires_grad for p in layer.parameters()) and torch.is_grad_enabled()
     if learns or layer.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    bf16 = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
-    return {layer.weight.dtype, dtype} <= {torch.float32} | bf16
+    return {layer.weight.dtype, dtype} <= _packable()
+
+
+@cache
+def _packable() -> set[torch.dtype]:
+    """What oneDNN packs and multiplies here.
+
+    Its operations are private to PyTorch: where a later one has removed or changed them, that is nothing, and
+    every layer stays plain.
+    """
+    weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(3)
+    try:
+        bf16 = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        product = torch.ops.mkldnn._linear_pointwise(weight, packed, bias, "none", [], "")
+        as_known = torch.equal(packed.to_dense(), weight) and torch.equal(product, weight @ weight.T + bias)
+    except (AttributeError, RuntimeError, TypeError):
+        return set()
+    return {torch.float32} | bf16 if as_known else set()
