@@ -136,6 +136,19 @@ def tuned_variants(file: dict) -> list[tuple[str, dict]]:
     return found
 
 
+def contended(file: dict) -> str:
+    """Sentences a second by how threads wait, alone and beside busy processes."""
+    ((one),) = file["results"].values()
+    speeds, own, pytorchs = one["median"], one["of_own_quiet"], one["of_pytorchs_quiet"]
+    counts = list(next(iter(speeds.values())))
+    rows = [["waiting", "quiet: sentences/s", "of PyTorch's own"]]
+    rows[0] += [f"{count} busy beside: sentences/s, of the quiet ones" for count in counts[1:]]
+    for name, by in speeds.items():
+        beside = (f"{by[count]:.0f}, {own[name][count]:.2f}" for count in counts[1:])
+        rows.append([name, f"{by['0']:.0f}", f"{pytorchs[name]['0']:.2f}", *beside])
+    return f"{table(*rows)}\n\n`{file['command']}`"
+
+
 def epochs(file: dict) -> str:
     """Accuracy by the number of epochs, a row a dataset; below it, where it was measured."""
     numbers = sorted({int(number) for row in file["results"] for number in row["accuracy"]})
@@ -245,8 +258,8 @@ def figure(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs, processes)
-    kinds += (memory, published_memory, quantised)
+    kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
+    kinds += (processes, contended, memory, published_memory, quantised)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
