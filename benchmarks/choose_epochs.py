@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import mean
 
-from compare_methods import spread
 from outcome import add_out, finish
 
 from lora_from_scratch.report.tables import markdown_table
@@ -43,10 +43,8 @@ def main() -> None:
         results.append({**about, "validation_sentences": measured, "accuracy": accuracy})
     rows = [("dataset", "sentences", *(f"{epochs} epochs" for epochs in EPOCHS))]
     for result in results:
-        cells = (
-            spread(result["accuracy"].get(epochs, [])) if epochs in result["accuracy"] else "-"
-            for epochs in EPOCHS
-        )
+        found = (result["accuracy"].get(epochs) for epochs in EPOCHS)
+        cells = (f"{mean(values):.2f}" if values else "-" for values in found)
         rows.append((result["dataset"], f"{result['train_sentences']:,}", *cells))
     print(markdown_table(rows))
     finish(flags.out, results, seeds=flags.seeds)

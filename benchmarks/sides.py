@@ -10,11 +10,12 @@ side takes while it is set up, and frees before it trains, counts for neither.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -22,11 +23,23 @@ from unittest import mock
 
 import torch
 
+from lora_from_scratch.cli.main import OPENMP
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.train.device import resolve_device
+from lora_from_scratch.train.precision import resolve_precision
 
-BEST = {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
 Sentences = list[list[int]]  # token ids
+
+
+def best(precision: str = "auto") -> dict[str, object]:
+    """TrainingArguments that make Trainer fastest here: bf16 is slower than fp32 where it is emulated."""
+    resolved = resolve_precision(precision, resolve_device("auto"))
+    return {
+        "bf16": resolved == "bf16",
+        "optim": "adamw_torch_fused",
+        "train_sampling_strategy": "group_by_length",
+    }
 
 
 @dataclass(frozen=True)
@@ -37,9 +50,13 @@ class Work:
     method: str = "lora"
     rank: int = 4
     batch_size: int = 16
-    trainer: dict[str, object] = field(default_factory=lambda: dict(BEST))  # of TrainingArguments
+    trainer: dict[str, object] = field(default_factory=best)  # of TrainingArguments
     pad_to: int | None = None  # theirs: every sentence to so many tokens; None: to the longest of its batch
+    precision: str = "auto"  # ours; theirs is among the arguments
     plain: bool = False  # ours: by core/ alone, as with `run.py --plain`
+    # Theirs. GPT-2's configurations name GELU "gelu_new", which transformers computes in eight steps; the
+    # same function by this name is one fused kernel.
+    activation: str = "gelu_pytorch_tanh"
     base_in_bf16: bool = False  # theirs: the model loaded in bf16 (PEFT keeps the adapter in fp32)
 
 
@@ -58,6 +75,7 @@ class Ours:
                 dataset="bundled",
                 epochs=1,
                 batch_size=work.batch_size,
+                precision=work.precision,
                 plain=work.plain,
                 **({"rank": work.rank} if work.method == "lora" else {}),
             )
@@ -84,6 +102,7 @@ class Theirs:
         self.tokenizer.pad_token, self.tokenizer.padding_side = self.tokenizer.eos_token, "right"
         config = AutoConfig.from_pretrained(work.model, num_labels=2)
         config.pad_token_id, config.use_cache = self.tokenizer.pad_token_id, False
+        config.activation_function = work.activation
         model = GPT2ForSequenceClassification(config)
         if work.base_in_bf16:
             model = model.to(torch.bfloat16)
@@ -149,12 +168,21 @@ class Theirs:
 
 
 class Side:
-    """One side in a process of its own, set up while others are."""
+    """One side in a process of its own, set up while others are; ours in the environment that `run.py` makes,
+    unless another is given."""
 
-    def __init__(self, side: type[Ours | Theirs], work: Work) -> None:
-        command = [sys.executable, __file__, side.__name__, json.dumps(asdict(work))]
+    def __init__(
+        self, side: type[Ours | Theirs], work: Work, environment: Mapping[str, str] | None = None
+    ) -> None:
+        if environment is None:
+            environment = OPENMP if side is Ours else {}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, __file__, side.__name__, json.dumps(asdict(work))],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.seconds: list[float] = []  # of each turn
         self.peak_bytes = 0

@@ -7,25 +7,27 @@ r=4 on c_attn with the head, on SST-2 sentences. Theirs, for LoRA:
 
 - published: every sentence padded to 128 tokens, fp32;
 - default:   padded to the longest of its batch, fp32;
-- best:      grouped by length, bf16, fused AdamW, nothing logged, saved or shown;
+- best:      grouped by length, fused AdamW, GELU as one kernel, bf16 where this machine multiplies it,
+             nothing logged, saved or shown;
+- gelu_new:  the same with GELU as GPT-2's configuration names it, in eight steps;
 - bf16_base: best, and the base loaded in bf16, which is no switch of Trainer's, and rounds more.
 
 And for full and prelayer, `Trainer` at its best. `--switches` instead compares Trainer at its best with
-itself under one more switch, to see that best is best. Ours runs in every setting as `run.py` does: in bf16,
-where the CPU multiplies it.
+itself under one more switch, to see that best is best. Ours runs in every setting as `run.py` does: in the
+precision that `auto` picks, or in --precision.
 
-Trainer sorts by length within a quarter of the data, at most 50 batches. Turns are long where it does: with
-3,200 sentences it pads as little as on the whole job (95 % are real tokens, of ours 99 %), with 1,600 a
-little more (91 and 97 %).
+Trainer sorts by length within a quarter of the data, at most 50 batches. Where it does, turns have 3,200
+sentences: it then pads as little as on the whole job (95 % are real tokens, of ours 99 %).
 
 Each side is a process of its own, so that its peak memory is its own. Both set up and warm up; then they take
-turns over the same sentences. Ends in one JSON line; time ratios are theirs / ours, memory ratios ours /
-theirs; with `--switches`, best / with the switch.
+turns over the same sentences, and in turn go first. Ends in one JSON line; time ratios are theirs / ours,
+memory ratios ours / theirs; with `--switches`, best / with the switch.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,18 +35,22 @@ from statistics import median
 
 import torch
 from outcome import add_out, finish
-from sides import BEST, Ours, Sentences, Side, Theirs, Work, draw, ratio, sst2_sentences
+from sides import Ours, Sentences, Side, Theirs, Work, best, draw, ratio, sst2_sentences
 
 from lora_from_scratch.report.tables import markdown_table
+from lora_from_scratch.train.device import resolve_device
+from lora_from_scratch.train.precision import resolve_precision
 
 WARM_UP = 64  # sentences
+GELU_NEW = "gelu_new"
 SETTINGS = {  # what differs from LoRA with Trainer at its best, and sentences in each turn
-    "published": ({"trainer": {}, "pad_to": 128}, 96),
-    "default": ({"trainer": {}}, 320),
+    "published": ({"trainer": {}, "activation": GELU_NEW, "pad_to": 128}, 96),
+    "default": ({"trainer": {}, "activation": GELU_NEW}, 320),
     "best": ({}, 3200),
-    "bf16_base": ({"base_in_bf16": True}, 1600),
-    "full": ({"method": "full"}, 1600),
-    "prelayer": ({"method": "prelayer"}, 1600),
+    "gelu_new": ({"activation": GELU_NEW}, 3200),
+    "bf16_base": ({"base_in_bf16": True}, 3200),
+    "full": ({"method": "full"}, 3200),
+    "prelayer": ({"method": "prelayer"}, 3200),
 }
 SWITCHES = {
     "a worker loads the data": {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
@@ -59,16 +65,16 @@ def take_turns(sides: list[Side], sentences: Sentences, count: int, turns: int) 
     generator = torch.Generator().manual_seed(0)
     for side in sides:
         side.train(draw(sentences, WARM_UP, generator))
-    for _ in range(turns):
+    for turn in range(turns):
         chosen = draw(sentences, count, generator)
-        for side in sides:
+        for side in sides[:: -1 if turn % 2 else 1]:
             side.turn(chosen)
     for side in sides:
         side.close()
 
 
 def compare(work: Work, sentences: Sentences, count: int, turns: int) -> dict[str, object]:
-    ours, theirs = Side(Ours, work), Side(Theirs, work)
+    ours, theirs, load = Side(Ours, work), Side(Theirs, work), os.getloadavg()[0]
     take_turns([ours, theirs], sentences, count, turns)
     time_ratio, time_range = ratio(theirs.seconds, ours.seconds)
     return {
@@ -81,14 +87,17 @@ def compare(work: Work, sentences: Sentences, count: int, turns: int) -> dict[st
         "theirs_peak_bytes": theirs.peak_bytes,
         "sentences_per_turn": count,
         "pairs": turns,
+        "load_average": {"before": load, "after": os.getloadavg()[0]},
     }
 
 
 def compare_switches(work: Work, sentences: Sentences, count: int, turns: int) -> dict[str, object]:
-    sides = {name: Side(Theirs, replace(work, trainer=BEST | switch)) for name, switch in SWITCHES.items()}
-    best = Side(Theirs, work)
-    take_turns([best, *sides.values()], sentences, count, turns)
-    ratios = {name: ratio(best.seconds, side.seconds) for name, side in sides.items()}
+    sides = {
+        name: Side(Theirs, replace(work, trainer=work.trainer | switch)) for name, switch in SWITCHES.items()
+    }
+    at_best = Side(Theirs, work)
+    take_turns([at_best, *sides.values()], sentences, count, turns)
+    ratios = {name: ratio(at_best.seconds, side.seconds) for name, side in sides.items()}
     return {name: {"time_ratio": middle, "time_ratio_range": ends} for name, (middle, ends) in ratios.items()}
 
 
@@ -97,20 +106,23 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
     parser.add_argument("--switches", action="store_true", help="Trainer at its best against itself")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of both sides' best"
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--sentences", type=int, help="in each turn (default: by setting, see above)")
     add_out(parser)
     flags = parser.parse_args()
-    best = Work(model=str(flags.shared / "gpt2"))
-    sentences = sst2_sentences(best.model, flags.shared / "data" / "sst2")
+    work = Work(str(flags.shared / "gpt2"), trainer=best(flags.precision), precision=flags.precision)
+    sentences = sst2_sentences(work.model, flags.shared / "data" / "sst2")
     if flags.switches:
-        results = compare_switches(best, sentences, flags.sentences or 800, flags.pairs)
+        results = compare_switches(work, sentences, flags.sentences or 800, flags.pairs)
     else:
         results = {}
         for setting in flags.settings:
             changes, count = SETTINGS[setting]
-            work, count = replace(best, **changes), flags.sentences or count
-            results[setting] = compare(work, sentences, count, flags.pairs)
+            count = flags.sentences or count
+            results[setting] = compare(replace(work, **changes), sentences, count, flags.pairs)
             print(f"{setting}: {results[setting]['time_ratio']:.2f}", file=sys.stderr, flush=True)
     rows = [("setting", "time ratio", "range", "memory ratio", "ms a sentence: ours, theirs")]
     for setting, result in results.items():
@@ -121,7 +133,7 @@ def main() -> None:
             cells.append(f"{result['ours_ms_per_sentence']:.1f}, {result['theirs_ms_per_sentence']:.1f}")
         rows.append(cells)
     print(markdown_table([row[: len(rows[-1])] for row in rows]))
-    finish(flags.out, results)
+    finish(flags.out, results, precision=resolve_precision(flags.precision, resolve_device("auto")))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import DEVICES
 from transformers import AutoTokenizer
 
 from lora_from_scratch.base.load import load_tokenizer
 from lora_from_scratch.data.batches import (
+    TokenizedExamples,
     bucketed_batches,
     pad_batch,
     padding_efficiency,
@@ -71,6 +73,28 @@ def test_pad_batch_by_hand():
     assert batch.input_ids.tolist() == [[a, film], [good, 0]]
     assert batch.lengths.tolist() == [2, 1]
     assert batch.labels.tolist() == [1, 1]
+
+
+def test_where_sentences_start_is_summed_once(monkeypatch):
+    """A sum over 5 million lengths takes longer than a step."""
+    lengths = torch.tensor([1, 4, 2])
+    examples = TokenizedExamples(torch.arange(7), lengths, torch.zeros(3, dtype=torch.long), truncated=0)
+    sums, cumsum = [], torch.Tensor.cumsum
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda *given: sums.append(1) or cumsum(*given))
+    batches = [pad_batch(examples, torch.tensor([i])).input_ids.tolist() for i in (0, 1, 2, 1)]
+    assert batches == [[[0]], [[1, 2, 3, 4]], [[5, 6]], [[1, 2, 3, 4]]] and len(sums) == 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_batch_goes_to_a_gpu_from_pinned_memory_and_to_a_cpu_without_a_copy(device, monkeypatch):
+    examples = TokenizedExamples(torch.arange(7), torch.tensor([3, 4]), torch.tensor([1, 0]), truncated=0)
+    pinned, pin = [], torch.Tensor.pin_memory
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(pin(tensor)) or pinned[-1])
+    batch = pad_batch(examples, torch.tensor([1, 0]), torch.device(device))
+    assert len(pinned) == (3 if device == "cuda" else 0) and all(tensor.is_pinned() for tensor in pinned)
+    assert batch.input_ids.tolist() == [[3, 4, 5, 6], [0, 1, 2, 0]]
+    assert batch.lengths.tolist() == [4, 3] and batch.labels.tolist() == [0, 1]
+    assert {t.device.type for t in (batch.input_ids, batch.lengths, batch.labels)} == {device}
 
 
 def test_long_sentences_are_cut_at_the_end_and_counted():

@@ -19,15 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import keep_comparison
 import outcome
-from compare_methods import flags_of, slim, spread, table
 from roofline import operations, products
 from same_accuracy import plain_accuracy
 from scaling import line
 from sides import Ours, Theirs, Work, as_examples, ratio
+from start_up import ratios
 
 from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
-from lora_from_scratch.cli.flags import run_parser
 from lora_from_scratch.cli.main import main
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.runs.prepare import prepare
@@ -62,6 +61,15 @@ def test_a_straight_line_fits_and_a_curve_does_not():
 
 def test_a_ratio_is_taken_turn_by_turn():
     assert ratio([1.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == (3.0, [1.0, 4.0])
+
+
+def test_the_ratios_of_a_start_are_taken_turn_by_turn_and_clock_by_clock():
+    above = [{"wall": wall, "user": 3.0} for wall in (1.0, 8.0, 9.0)]
+    below = [{"wall": wall, "user": 2.0} for wall in (1.0, 2.0, 3.0)]
+    assert ratios(above, below) == {
+        "wall": {"median": 3.0, "range": [1.0, 4.0]},
+        "user": {"median": 1.5, "range": [1.5, 1.5]},
+    }
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
@@ -100,50 +108,15 @@ def test_both_sides_of_plain_vs_fast_are_what_they_are_called():
         assert Ours(Work(model=str(BUNDLED_MODEL), plain=plain)).prepared.config.plain is plain
 
 
-def test_a_methods_own_flags_go_to_it_alone():
-    asked = vars(
-        run_parser().parse_args(
-            ["--rank", "3", "--target-modules", "c_attn", "c_fc", "--plain", "--epochs", "1"]
-        )
-    )
-    assert sorted(flags_of("head", asked)) == ["--epochs", "--plain", "1"]
-    line = flags_of("lora", asked)
-    assert line[line.index("--target-modules") + 1 :][:2] == ["c_attn", "c_fc"]
-    assert line[line.index("--rank") + 1] == "3"
-
-
-def test_the_table_of_methods_is_written_as_the_pages_read_it(tmp_path, capsys, monkeypatch):
-    """One record a run, with what `test_pages.py` reads, and nothing of it as long as the data."""
-    record = slim(json.loads(json.dumps(run(QUICK).as_dict())))
-    assert record.keys() >= {
-        *(
-            "accuracy",
-            "accuracy_interval_95",
-            "f1",
-            "f1_of",
-            "trainable_parameters",
-            "train_seconds",
-            "steps",
-        ),
-        *("sentences_per_second", "memory", "lr", "seed", "precision"),
-    }
-    assert record["memory"]["peak_bytes"] > 0 and len(json.dumps(record)) < 2000
-    title, _, row = table({"lora": [record]}).splitlines()
-    assert "| accuracy (%)" in title and "| F1 of class positive (%) |" in title
-    assert "| {accuracy:.2f} ({:.1f} to {:.1f}) |".format(*record["accuracy_interval_95"], **record) in row
-    monkeypatch.setattr(sys, "argv", ["benchmarks/compare_methods.py", "--dataset", "my data"])
-    outcome.finish(tmp_path / "out.json", {"lora": [record]}, data_fingerprint="0")
+def test_results_are_written_as_the_pages_read_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/choose_epochs.py", "--datasets", "my data", "--out", "x"])
+    outcome.finish(tmp_path / "out.json", {"lora": [1]}, data_fingerprint="0")
     printed = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written.pop("command") == "python benchmarks/compare_methods.py --dataset 'my data'"
+    assert written.pop("command") == "python benchmarks/choose_epochs.py --datasets 'my data'"
     assert date.fromisoformat(written.pop("date")) <= date.today()
-    assert written == printed and printed["results"] == {"lora": [record]}
+    assert written == printed and printed["results"] == {"lora": [1]}
     assert printed["environment"]["threads"] == 1
-
-
-def test_over_seeds_the_standard_deviation_stands_in_brackets_by_its_name():
-    assert spread([84.0, 85.0, 86.5]) == spread([84.0, 85.0, 86.5], "80.1 to 88.2") == "85.17 (SD 1.26)"
-    assert (spread([84.0]), spread([84.0], "80.1 to 88.2")) == ("84.00", "84.00 (80.1 to 88.2)")
 
 
 def test_a_file_for_results_that_cannot_be_is_refused_at_once(tmp_path, capsys):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from lora_from_scratch.cli import loading
 from lora_from_scratch.cli import main as cli
+from lora_from_scratch.cli.loading import told_while
 from lora_from_scratch.cli.one_line import one_line
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.report import screen
 from lora_from_scratch.runs.config import RECIPES
 
@@ -199,6 +204,88 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
         cli.main([*BUNDLED, "--dry-run"])
 
 
+class Screen(io.StringIO):
+    def __init__(self, is_terminal: bool = True) -> None:
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def looked_at(self) -> None:
+        """Until something is on it, or for half a second; then an error ends what is tested."""
+        until = time.monotonic() + (60 if self.is_terminal else 0.5)
+        while not self.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+        raise UserError("looked")
+
+
+PREDICT = ["predict", "--adapter", ".", "a film"]
+WAITS = {  # the command line, and where it is held up
+    "imports": (PREDICT, "lora_from_scratch.cli.main.go_offline_if_unreachable"),
+    "model": (PREDICT, "lora_from_scratch.cli.commands.load_adapted"),
+    "run": (BUNDLED, "lora_from_scratch.cli.one_run.go_offline_if_unreachable"),
+    "sentences": (BUNDLED, "lora_from_scratch.runs.prepare.prepare"),
+}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("wait", WAITS)
+def test_after_a_second_a_terminal_is_told_what_takes_long_and_it_is_gone_afterwards(
+    monkeypatch, tmp_path, wait, terminal
+):
+    seen, (arguments, place) = Screen(terminal), WAITS[wait]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "PATIENCE", 0.01)
+    monkeypatch.setattr(place, lambda *_: seen.looked_at())
+    monkeypatch.setattr(sys, "stderr", seen)
+    assert cli.main(arguments) == 2
+    *lines, error = seen.getvalue().split("\r")
+    assert error == "error: looked\n"
+    if terminal:
+        told, blank = lines
+        assert told.startswith("loading ") and blank == " " * len(told)
+    assert bool(lines) == terminal
+
+
+@pytest.mark.parametrize(
+    "arguments", [PREDICT, ["--model", "./no", "--dataset", "bundled"], ["--resume", "."]]
+)
+def test_no_garbage_is_looked_for_while_libraries_are_imported(tmp_path, arguments):
+    """Each ends in a mistake that is found behind the imports. Python looks again afterwards."""
+    code = """
+import gc, sys
+from lora_from_scratch.cli.main import main
+looks = []
+def look(phase, _):
+    if "torch" in sys.modules and not gc.get_freeze_count():
+        looks.append(phase)
+gc.callbacks.append(look)
+assert main(sys.argv[1:]) == 2 and "transformers" in sys.modules
+assert gc.isenabled() and gc.get_freeze_count() > 100_000 and not looks, len(looks)
+from lora_from_scratch.cli.loading import importing
+with importing():
+    assert gc.isenabled(), "of no use where they are there"
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_over_within_a_second_is_not_told_of_nor_whoever_types(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", seen := Screen())
+    with told_while("loading"):
+        pass
+    monkeypatch.setattr(loading, "PATIENCE", 0.0)
+    with told_while("loading", unless=True):
+        time.sleep(0.1)
+    monkeypatch.setenv("RANK", "1")  # of several processes the first one speaks
+    with told_while("loading"):
+        time.sleep(0.1)
+    assert not seen.getvalue()
+
+
 def test_interrupting_is_not_an_error(monkeypatch, capsys):
     def interrupt(flags):
         raise KeyboardInterrupt
@@ -206,6 +293,18 @@ def test_interrupting_is_not_an_error(monkeypatch, capsys):
     monkeypatch.setattr(cli.one_run, "train", interrupt)
     assert cli.main([]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_that_wait_go_to_sleep_unless_the_user_chose(monkeypatch, given, found):
+    others = {k: v for k, v in os.environ.items() if k not in cli.OPENMP_CHOICES}
+    monkeypatch.setattr(os, "environ", {**others, **given})
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert os.environ.get("GOMP_SPINCOUNT") == found
 
 
 def test_mistakes_are_told_before_heavy_imports_and_nothing_stays(tmp_path):

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import warnings
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,6 +220,32 @@ def test_blank_lines_keep_their_place_where_they_may_be_there(runs, capsys, monk
     assert "stdin, line 2: the text is blank" in fails(capsys, "predict", "--adapter", str(runs / "lora"))
     typed(monkeypatch, b"fine\ncaf\xe9\n")
     assert "stdin, line 2: not UTF-8" in fails(capsys, "predict", "--adapter", str(runs / "lora"))
+
+
+def test_a_prediction_loads_nothing_that_it_does_not_need(runs):
+    """Each of these takes a part of a second: what datasets brings, pictures, and what many runs need."""
+    code = """
+import sys
+from lora_from_scratch.cli.main import main
+assert main(sys.argv[1:]) == 0
+heavy = ("datasets", "pandas", "pyarrow", "matplotlib", "peft", "lora_from_scratch.cli.plans")
+print([name for name in heavy if name in sys.modules], "lora_from_scratch.compare.going" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, "predict", "--adapter", runs / "lora", "a warm , funny film"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    label, loaded = done.stdout.splitlines()
+    assert label.endswith("a warm , funny film") and loaded == "[] False" and done.stderr == ""
+
+
+def test_whoever_types_is_not_written_over(runs, monkeypatch):
+    """The line that says what takes long would be in the way of what is typed ahead."""
+    typed(monkeypatch, b"fine\n", terminal=True)
+    told = []
+    for module in (cli, commands):
+        monkeypatch.setattr(module, "told_while", lambda *_, unless: told.append(unless) or nullcontext())
+    assert cli.main(["predict", "--adapter", str(runs / "lora")]) == 0
+    assert cli.main(["predict", "--adapter", str(runs / "lora"), "a film"]) == 0
+    assert told == [True, True, False, False]
 
 
 def test_at_a_terminal_it_says_what_it_waits_for(runs, capsys, monkeypatch):

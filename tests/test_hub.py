@@ -627,6 +627,27 @@ def test_a_hub_that_refuses_or_keeps_silent_is_given_up_quickly(monkeypatch, sil
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
+def test_torch_is_loaded_while_the_hub_is_waited_for():
+    """The answer comes once torch is there; and nothing has read yet whether the hub is."""
+    program = """
+import io, os, sys, time
+from lora_from_scratch.base import reachable
+def answer(*_, **__):
+    while not hasattr(sys.modules.get("torch"), "compile"):
+        time.sleep(0.01)
+    return io.BytesIO()
+reachable.urllib.request.urlopen = answer
+reachable.PROBE_SECONDS = 60
+os.environ.pop("HF_HUB_OFFLINE", None)
+started = time.monotonic()
+reachable.go_offline_if_unreachable()
+assert "HF_HUB_OFFLINE" not in os.environ and time.monotonic() - started < 60
+assert "huggingface_hub" not in sys.modules and "transformers" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
 def test_whoever_set_offline_mode_is_not_asked_again(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("probed"))

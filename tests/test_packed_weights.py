@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.fast.gpt2 import classify
-from lora_from_scratch.fast.packed_weights import Packed, keep_frozen_in_bf16, packed_layers
+from lora_from_scratch.fast.packed_weights import Packed, _packable, keep_frozen_in_bf16, packed_layers
+from lora_from_scratch.train.training import Course, train
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 IDS = torch.randint(1, 50, (5, 12), generator=torch.Generator().manual_seed(3))
@@ -161,6 +163,45 @@ def test_a_shared_weight_and_a_layer_whose_bias_learns_are_left_alone():
         assert not any(isinstance(module, Packed) for module in model.modules())
     with torch.no_grad(), packed_layers(model, torch.float32):
         assert isinstance(model["biased"], Packed) and type(model["tied"]) is nn.Linear
+
+
+class UnpackedOtherwise(torch.Tensor):
+    def to_dense(self):
+        return self + 1
+
+
+LATER = {  # what a later PyTorch may do to an operation
+    "removed": None,
+    "takes other arguments": lambda one, other: one,
+    "fails": lambda *given: torch.ones(2) @ torch.ones(3),
+    "gives something else": lambda tensor, *rest: (tensor + len(rest)).as_subclass(UnpackedOtherwise),
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("name", ["_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"])
+def test_training_goes_on_unpacked_where_a_private_operation_is_not_what_it_was(
+    tiny_gpt2, tiny_examples, monkeypatch, name, later
+):
+    def trained(packed: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = adapt(copy.deepcopy(tiny_gpt2), RunConfig(rank=2))
+        options = {"epochs": 1, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.1, "precision": torch.float32}
+        draw = torch.Generator().manual_seed(0)
+        with packed_layers(model, torch.float32):
+            assert any(isinstance(module, Packed) for module in model.modules()) == packed
+            course = Course(**options, generator=draw, forward=classify)
+            return [row["loss"] for row in train(model, tiny_examples, course).metrics]
+
+    expected = trained(packed=True)
+    known = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    there = {one: getattr(torch.ops.mkldnn, one) for one in known} | {name: LATER[later]}
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**{k: op for k, op in there.items() if op}))
+    _packable.cache_clear()
+    try:
+        assert trained(packed=False) == pytest.approx(expected, rel=1e-4)
+    finally:
+        _packable.cache_clear()
 
 
 def test_weights_that_served_in_inference_mode_can_still_be_trained(tiny_gpt2):

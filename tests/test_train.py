@@ -6,14 +6,19 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import DEVICES, tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2ForSequenceClassification, get_scheduler
 
 from lora_from_scratch import RunConfig, UserError, adapt
 from lora_from_scratch.base.load import load_model, load_tokenizer
-from lora_from_scratch.data.batches import TokenizedExamples, bucketed_batches, tokenize
+from lora_from_scratch.core import loop
+from lora_from_scratch.data.batches import TokenizedExamples, bucketed_batches, pad_batch, tokenize
+from lora_from_scratch.methods.interface import decay_matrices
 from lora_from_scratch.train.evaluate import predict_logits
 from lora_from_scratch.train.log import Training
+from lora_from_scratch.train.optimizer import make_optimizer, make_schedule
+from lora_from_scratch.train.precision import make_scaler
 from lora_from_scratch.train.training import Course, train
 
 
@@ -178,7 +183,39 @@ def test_decay_is_counted_on_the_steps_that_are_taken(tiny_gpt2, tiny_examples):
     expected = 1.0
     for row in taken:
         expected *= 1 - row["lr"] * 0.5
+    assert {type(decay) for decay in training.decay.values()} == {float}
     assert training.decay == pytest.approx({"wte": expected, "wpe": expected}, rel=1e-12)
+
+
+class Looks(TorchDispatchMode):
+    """Counts the numbers that Python reads out of tensors: for each of them a GPU has to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+@pytest.mark.parametrize("overflow", [False, True])
+def test_nothing_is_waited_for_within_a_step(tiny_gpt2, tiny_examples, device, precision, overflow):
+    """Whether fp16 left it out is known afterwards all the same, to whoever looks."""
+    model, device = tiny_gpt2.to(device), torch.device(device)
+    with torch.no_grad():
+        model.score.weight.mul_(1000 if overflow else 1e-3)
+    optimizer = make_optimizer(decay_matrices(model.parameters(), 0.5), 1e-2)
+    scaler = make_scaler(precision, device)
+    state = loop.TrainState(model, optimizer, make_schedule(optimizer, 9), scaler, precision)
+    steps = loop.train(state, [[pad_batch(tiny_examples, torch.arange(8), device)]] * 2)
+    next(steps)  # makes what there is to make
+    state.decays = [1.0] * len(state.decays)
+    with Looks() as looks:
+        next(steps)
+    assert looks.count == 0
+    taken = not overflow or precision == torch.float32
+    assert state.decays == [1 - 1e-2 * 8 / 9 * 0.5 if taken else 1.0, 1.0]
 
 
 def test_memory_is_read_while_the_optimizer_is_alive(tiny_gpt2, tiny_examples):

@@ -22,11 +22,11 @@ from pretraining_model import (
 from pretraining_text import SENTENCE_ENDS, encode, window_starts, windows
 from tokenizers import Tokenizer
 from torch import Tensor
-from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from lora_from_scratch.core.loop import Step
 from lora_from_scratch.errors import UserError
+from lora_from_scratch.train.bar import Bar
 from lora_from_scratch.train.checkpoints import Checkpoints
 from lora_from_scratch.train.interrupts import Interrupted, Wish, listening
 from lora_from_scratch.train.log import StepLog
@@ -100,7 +100,7 @@ class Pretraining:
         starts = islice(self.starts(), done, total)  # what was read is drawn again, and left aside
         self.model.train()
         with listening() if checkpoints else nullcontext(Wish()) as wish:
-            for batch in tqdm(starts, desc="pretrain", unit="step", initial=done, total=total):
+            for batch in Bar(starts, desc="pretrain", unit="step", initial=done, total=total):
                 self._step(batch, loss_function)
                 if len(self.log) % self.settings.validate_every == 0 and not self.log.is_complete:
                     self._validate(out)
@@ -132,7 +132,7 @@ class Pretraining:
         """The validation loss, shown, and the weights as they are, saved."""
         held_out = self.validation_loss()
         last = self.log.tensors()["losses"][-1]
-        tqdm.write(f"step {len(self.log)}: training loss {last:.4f}, validation loss {held_out:.4f}")
+        Bar.write(f"step {len(self.log)}: training loss {last:.4f}, validation loss {held_out:.4f}")
         save_weights(self.model, self.settings, out)
         return held_out
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tqdm import tqdm
+
+from lora_from_scratch.train.bar import Bar
 
 END_OF_TEXT = "<|endoftext|>"
 SENTENCE_ENDS = (END_OF_TEXT, "Ġ.", "Ġ!", "Ġ?")
@@ -68,7 +69,7 @@ def encode(tokenizer: Tokenizer, documents: list[str]) -> numpy.ndarray:
     """All documents as one stream of token ids, each opened by the end-of-text token."""
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     chunks = []
-    for start in tqdm(range(0, len(documents), 1000), desc="encode", unit="k documents"):
+    for start in Bar(range(0, len(documents), 1000), desc="encode", unit="k documents"):
         for encoding in tokenizer.encode_batch(documents[start : start + 1000]):
             chunks.append(numpy.array([end_of_text, *encoding.ids], dtype=numpy.uint16))
     return numpy.concatenate(chunks)

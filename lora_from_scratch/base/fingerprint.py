@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from lora_from_scratch.base.precisions import FLOAT, KEY, base_precision
+from lora_from_scratch.base.quantised import QuantisedLinear, quantised_layers
 from lora_from_scratch.errors import UserError
 
 # What GPT-2 computes with beside its weights. Not dropout, which acts in training alone.
@@ -33,22 +35,29 @@ PART = 2**20  # weights that are rounded at a time
 
 
 def fingerprints(model: nn.Module, tokenizer: Tokenizer | None, replaced: Iterable[str]) -> dict[str, str]:
-    """The digests of a base as safetensors metadata; parameters named in `replaced` are not part of it."""
+    """The digests of a base as safetensors metadata; parameters named in `replaced` are not part of it.
+
+    A base that was rounded has a line that says to what; its digest is that of the rounded weights.
+    """
     digests = {"base_weights": weights_fingerprint(model, replaced), "base_config": config_fingerprint(model)}
     if tokenizer is not None:
         digests["tokenizer"] = tokenizer_fingerprint(tokenizer)
-    return digests
+    precision = base_precision(model)
+    return digests if precision == FLOAT else {KEY: precision, **digests}
 
 
 def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
     """SHA-256 over the base's weights, those named in `replaced` and what was added left out.
 
-    Weights are hashed as bf16, so that a base kept in bf16 and the same base in fp32 are one base.
+    Weights are hashed as bf16, so that a base kept in bf16 and the same base in fp32 are one base; those of
+    quantised layers as the dense ones that they stand for.
     """
     digest, left_out = hashlib.sha256(), set(replaced)
-    base = {name.replace(".base_layer.", "."): tensor for name, tensor in model.named_parameters()}
+    base = dict(model.named_parameters()) | {f"{name}.weight": q for name, q in quantised_layers(model)}
+    base = {name.replace(".base_layer.", "."): tensor for name, tensor in base.items()}
     for name, tensor in sorted(base.items()):
         if name not in left_out and not is_added(name):
+            tensor = tensor.dense().weight if isinstance(tensor, QuantisedLinear) else tensor
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             for part in tensor.detach().flatten().split(PART):
                 digest.update(part.to("cpu", torch.bfloat16).view(torch.uint8).numpy().data)
@@ -65,8 +74,10 @@ def config_fingerprint(model: nn.Module) -> str:
     config = getattr(model, "config", None)
     settings = {key: getattr(config, key) for key in COMPUTED if hasattr(config, key)}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    saved = model.state_dict()
-    buffers = {name.replace(".base_layer.", "."): b for name, b in model.named_buffers() if name in saved}
+    weights = {f"{name}.{key}" for name, q in quantised_layers(model) for key, _ in q.named_buffers()}
+    saved = model.state_dict().keys() - weights
+    buffers = {name: b for name, b in model.named_buffers() if name in saved}
+    buffers = {name.replace(".base_layer.", "."): b for name, b in buffers.items()}
     for name, buffer in sorted(buffers.items()):
         digest.update(f"{name} {tuple(buffer.shape)} {buffer.dtype}".encode())
         digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -88,6 +99,10 @@ def check_base(found: dict[str, str], metadata: dict[str, str], folder: Path) ->
         what = "does not say on which base's weights it was trained"
         warnings.warn(f"{folder} {what}: make sure that --model names its own", stacklevel=3)
         return
+    there, here = (digests.get(KEY, FLOAT) for digests in (metadata, found))
+    if there != here:
+        how = f"rounded(base, {there!r}) of lora_from_scratch.base.precisions gives its own"
+        raise UserError(f"{folder}: this adapter was trained on a base in {there}, not in {here}: {how}")
     for key, digest in found.items():
         if metadata.get(key, digest) != digest:  # version 0.1.0 wrote no base_config
             raise UserError(f"{folder}: this adapter was trained on {WHAT[key]}; name its own with --model")

@@ -11,10 +11,11 @@ from itertools import chain, count
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.base.load import load_model
-from lora_from_scratch.cli import plans
+from lora_from_scratch.base.precisions import KEY, base_precision, rounded
+from lora_from_scratch.cli.loading import told_while
 from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
@@ -48,17 +49,21 @@ def predict(
     device: str,
     label_names: list[str] | None,
     texts: Iterator[str] | None = None,
+    typed: bool = False,
     as_json: bool = False,
     table: tuple[Path, Rows, Path] | None = None,
 ) -> None:
     """Label texts and print them, or the texts of a table into a copy of it: its path, its texts, the copy.
 
+    `typed`: somebody is typing the texts.
+
     Printed are label, probability and text, tab-separated (a tab or line break inside a text becomes a
     space), or one JSON object a line. Every line gets its answer, without a label where it is blank, so that
     answers and lines stay side by side.
     """
-    adapted = _named(load_adapted(adapter, model), label_names)
-    merge_lora(adapted.model.to(resolve_device(device)))
+    with told_while("loading the model", unless=typed):
+        adapted = _named(load_adapted(adapter, model), label_names)
+        merge_lora(adapted.model.to(resolve_device(device)))
     if table:
         path, rows, output = table
         write_table(path, rows, chain.from_iterable(labelled(adapted, rows.texts)), output)
@@ -75,6 +80,8 @@ def merge(adapter: Path, model: str | None, out: Path) -> None:
     What was read back computes with transformers' own forward pass. UserError if the method adds what no
     plain checkpoint holds, or the logits differ; then nothing stays behind.
     """
+    from transformers import AutoModelForSequenceClassification
+
     adapted, texts = load_adapted(adapter, model), _probe()
     if adapted.method and not method_named(adapted.method).merges:
         what = f"what --method {adapted.method} trains has no place in a plain checkpoint"
@@ -102,7 +109,7 @@ def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunCon
     precision = resolve_precision(asked.precision, device)
     length = decided_length(asked.max_length, adapted.model.config)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
-    config["positive_class"] = asked.positive_class
+    config |= {"positive_class": asked.positive_class, KEY: base_precision(adapted.model)}
     positive = positive_id(asked.positive_class, adapted.label_names)
     split, source = load_labelled(asked.dataset, adapted.label_names, asked.selection)
     warn_if_trained_on(adapter, split.sentences)
@@ -132,7 +139,11 @@ def verify(adapter: Path, model: str | None) -> None:
         raise UserError(f"{adapter} holds no {peft.FILES[0]}: it is not in the format that PEFT reads")
     ours, texts = load_adapted(adapter, model), _probe()
     expected = _our_logits(ours, texts)
-    fresh_base = partial(load_model, ours.base_name, ours.label_names, ours.tokenizer.pad_token_id)
+
+    def fresh_base() -> GPT2ForSequenceClassification:
+        model = load_model(ours.base_name, ours.label_names, ours.tokenizer.pad_token_id)
+        return rounded(model, base_precision(ours.model))
+
     theirs = replace(ours, model=library.PeftModel.from_pretrained(fresh_base(), str(adapter)).eval())
     read_by_peft = compare(_their_logits(theirs, texts), expected)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -147,8 +158,14 @@ def verify(adapter: Path, model: str | None) -> None:
         print(f"{what:20}{difference}")
 
 
+def _of_many_runs(name: str, **flags: object) -> None:
+    from lora_from_scratch.cli import plans  # what else it imports would keep the other commands waiting
+
+    getattr(plans, name)(**flags)
+
+
 BY_NAME = {"predict": predict, "merge": merge, "evaluate": evaluate_dataset, "verify": verify}
-BY_NAME |= {"compare": plans.compare, "tune": plans.tune}
+BY_NAME |= {name: partial(_of_many_runs, name) for name in ("compare", "tune")}
 
 
 def _probe() -> list[str]:

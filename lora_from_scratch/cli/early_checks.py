@@ -5,6 +5,7 @@ A check returns the flags as the command takes them.
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,7 +74,8 @@ def _check_predict(
             flag = "--output" if output else "--text-column"
             raise UserError(f"{flag} belongs to a table; name it with --dataset")
         found = sources.given(texts, drop_blank) if texts else sources.lines(file, drop_blank)
-        return {"texts": found, "as_json": as_json, **others}
+        typed = not texts and file is None and sys.stdin.isatty()
+        return {"texts": found, "typed": typed, "as_json": as_json, **others}
     if output is None:
         raise UserError("--dataset needs a file for the labelled table; name it with --output labelled.csv")
     if as_json:

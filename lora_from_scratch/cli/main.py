@@ -10,9 +10,15 @@ from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli import one_run
 from lora_from_scratch.cli.early_checks import check_arguments, check_command
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
+from lora_from_scratch.cli.loading import importing, told_while
 from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks
 from lora_from_scratch.errors import UserError
 
+# PyTorch's threads (GNU OpenMP's) wait for each other at the end of every operation. By default they spin for
+# so long that they use up the time of a partner whose core another program has taken; after 1,000 turns they
+# sleep instead: see benchmarks/contended.py. Read when PyTorch is loaded. A user's own choice stays.
+OPENMP = {"GOMP_SPINCOUNT": "1000"}
+OPENMP_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it tells each process
 
 
@@ -21,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of several processes, as torchrun starts them, the first one speaks; each tells of its own mistakes.
     """
+    if not any(name in os.environ for name in OPENMP_CHOICES):
+        os.environ.update(OPENMP)
     if _alone():
         return _main(arguments)
     if lacking := [name for name in TORCHRUN if not os.environ.get(name)]:
@@ -76,8 +84,9 @@ def _run_command(name: str, flags: dict[str, object]) -> None:
     if not _alone():
         raise UserError(f"{name} works in one process; start it without torchrun")
     flags = check_command(name, flags)
-    go_offline_if_unreachable()
-    from lora_from_scratch.cli import commands  # torch and transformers: seconds
+    with importing(), told_while("loading PyTorch and transformers", unless=flags.get("typed", False)):
+        go_offline_if_unreachable()
+        from lora_from_scratch.cli import commands
 
     commands.BY_NAME[name](**flags)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_from_scratch.base.reachable import go_offline_if_unreachable
 from lora_from_scratch.cli.early_checks import check_run
+from lora_from_scratch.cli.loading import importing, told_while
 from lora_from_scratch.cli.one_line import one_line, speaks
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import DEFAULT, method_named
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lora_from_scratch.train.log import Training
     from lora_from_scratch.train.state import Snapshot
 
+LOADING = "loading libraries, model and sentences"
+
 
 def train(flags: dict[str, object]) -> None:
     """What the flags ask for: a new run, or one that goes on."""
@@ -29,8 +32,13 @@ def train(flags: dict[str, object]) -> None:
     dry_run = flags.pop("dry_run", False)
     config = _config(flags)
     check_run(config, dry_run)
-    go_offline_if_unreachable()
-    prepared = _prepared(config)
+    with told_while(LOADING):
+        with importing():
+            go_offline_if_unreachable()
+            from lora_from_scratch.runs.prepare import prepare
+
+        prepared = prepare(config)
+    _show(prepared)
     if not dry_run:
         # By what was decided, so that a run on the bundle and a later one on GPT-2 do not share a folder.
         decided = replace(config, model=prepared.config.model, dataset=prepared.config.dataset)
@@ -39,8 +47,10 @@ def train(flags: dict[str, object]) -> None:
 
 def _resume(folder: Path, flags: dict[str, object]) -> None:
     """Go on with the run in a folder, with the settings that it has."""
-    go_offline_if_unreachable()  # before the next line imports what reads it
-    from lora_from_scratch.runs import resume
+    with importing(), told_while(LOADING):
+        go_offline_if_unreachable()  # before the next line imports what reads it
+        from lora_from_scratch.runs import resume
+        from lora_from_scratch.runs.prepare import prepare
 
     found = resume.unfinished(folder)
     if not found:
@@ -49,22 +59,20 @@ def _resume(folder: Path, flags: dict[str, object]) -> None:
     about, snapshot = found
     config = resume.config_of(about, folder, flags)
     check_run(config, dry_run=False)
-    prepared = _prepared(config)
+    with told_while(LOADING):
+        prepared = prepare(config)
+    _show(prepared)
     resume.check_same(about, prepared, folder)
     print(f"resumed     {folder}, after step {snapshot.steps}", flush=True)
     train_into(prepared, folder, snapshot)
 
 
-def _prepared(config: RunConfig) -> "Prepared":
-    """What the run needs before its first step, shown."""
+def _show(prepared: "Prepared") -> None:
     from lora_from_scratch.report import screen
-    from lora_from_scratch.runs.prepare import prepare
 
-    prepared = prepare(config)
     if prepared.substituted:
         print(screen.banner(prepared), flush=True)
     print(screen.plan(prepared), flush=True)
-    return prepared
 
 
 def _config(flags: dict[str, object]) -> RunConfig:

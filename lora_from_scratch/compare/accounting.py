@@ -1,8 +1,9 @@
 """What a training step holds, in bytes: weights, gradients, moments and activations, without allocating it.
 
-The first three are sums over parameters. Activations are counted: the forward pass runs on tensors that have
-a shape and no memory, and what autograd keeps of it for the backward pass is added up, every piece of memory
-once and parameters left out. Under autocast that includes the rounded copies of weights.
+The first three are sums over parameters, and over what quantised layers keep in place of some. Activations
+are counted: the forward pass runs on tensors that have a shape and no memory, and what autograd keeps of it
+for the backward pass is added up, every piece of memory once and parameters left out. Under autocast that
+includes the rounded copies of weights.
 
 Not in the account is what comes and goes within a pass or a step of the optimizer, what `fast/` lays out anew
 (packed weights, the few rows of the embeddings), and the program itself.
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 from transformers import GPT2ForSequenceClassification
 
+from lora_from_scratch.base.quantised import kept_weights
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.loop import Forward
 from lora_from_scratch.fast.embedding_rows import occurring_rows
@@ -42,7 +44,7 @@ def account(prepared: Prepared) -> dict[str, int]:
         if precision == torch.bfloat16:
             keep_frozen_in_bf16(model)
         accounted = account_model(model, *shape, precision, fast_classify)
-    return {**accounted, "weights": tensor_bytes(model.parameters()) - occurring.spared_bytes}
+    return {**accounted, "weights": tensor_bytes(kept_weights(model)) - occurring.spared_bytes}
 
 
 def account_model(
@@ -65,7 +67,7 @@ def account_model(
     with mode, _ByteMasks() if as_on_a_gpu else nullcontext():
         activations = _saved_bytes(model, sentences, tokens, precision, forward)
     return {
-        "weights": tensor_bytes(model.parameters()),
+        "weights": tensor_bytes(kept_weights(model)),
         "gradients": gradients,
         "moments": 2 * gradients,
         "activations": activations,
@@ -73,14 +75,15 @@ def account_model(
 
 
 def _without_memory(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy whose parameters have shape, dtype and device, but no numbers; meta ones are on the CPU."""
+    """A copy whose tensors have shape, dtype and device, but no numbers; meta ones are on the CPU."""
+
+    def fake(tensor: Tensor) -> Tensor:
+        device = "cpu" if tensor.is_meta else tensor.device
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
     with mode:
-        fakes = {
-            id(p): nn.Parameter(
-                torch.empty(p.shape, dtype=p.dtype, device="cpu" if p.is_meta else p.device), p.requires_grad
-            )
-            for p in model.parameters()
-        }
+        fakes = {id(tensor): fake(tensor) for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, fakes)
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
-from tqdm import tqdm
-
 from lora_from_scratch.compare.accounting import account
 from lora_from_scratch.compare.cells import DONE, FAILED, Cells, digest_of, key_of
 from lora_from_scratch.compare.plan import Cell
@@ -22,6 +20,7 @@ from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.execute import execute
 from lora_from_scratch.runs.prepare import prepare
+from lora_from_scratch.train.bar import Bar
 from lora_from_scratch.train.checkpoints import Checkpoints, newest
 
 EQUAL_FAILURES = 3  # in a row end it: the fault is common to all
@@ -65,7 +64,7 @@ class Going:
         self.outcomes |= self.done(plan)
         left = [cell for cell in plan if cell not in self.outcomes]
         errors: list[str | None] = []  # None of a run that is done
-        with tqdm(total=len(plan), initial=len(plan) - len(left), desc=title, bar_format=BAR) as bar:
+        with Bar(total=len(plan), initial=len(plan) - len(left), desc=title, bar_format=BAR) as bar:
             try:
                 for number, cell in enumerate(left):
                     bar.set_postfix_str(f"{cell}{_time_left(left[number:], self.outcomes)}")
@@ -130,10 +129,10 @@ class Going:
 
     def _tell(self, cell: Cell, outcome: dict[str, object]) -> None:
         """A line under the bar, and one for each warning that no run has had before."""
-        tqdm.write(f"{cell}: {_told(outcome)}", file=sys.stderr)
+        Bar.write(f"{cell}: {_told(outcome)}", file=sys.stderr)
         for text in outcome["warnings"]:
             if text not in self._warned:
-                tqdm.write(f"warning: {cell}: {text}", file=sys.stderr)
+                Bar.write(f"warning: {cell}: {text}", file=sys.stderr)
         self._warned.update(outcome["warnings"])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 
+from lora_from_scratch.base.precisions import KEY
 from lora_from_scratch.methods import METHODS, method_named
 from lora_from_scratch.runs.config import RunConfig
 
@@ -62,7 +63,8 @@ def asked_for(methods: Iterable[str], flags: Values, recipe: Recipe) -> list[Run
 def _flags_of(method: str) -> set[str]:
     way = method_named(method)
     own = {f.name for f in fields(RunConfig)} | way.Settings.__dataclass_fields__.keys()
-    return own - (set() if way.trains else OF_TRAINING)
+    own -= set() if way.trains else OF_TRAINING
+    return own if way.freezes_blocks else own - {KEY}
 
 
 def strangers(methods: Iterable[str], flags: Iterable[str]) -> list[str]:

@@ -40,7 +40,7 @@ class TrainState:
     precision: torch.dtype = torch.float32  # of the forward pass; what learns stays as it is
     forward: Forward = classify
     # What weight decay alone has made of a weight that gets no gradient, as a factor, by parameter group.
-    decays: list[float] = field(default_factory=list)
+    decays: list[float | torch.Tensor] = field(default_factory=list)  # under fp16 they stay on the device
 
     def __post_init__(self) -> None:
         self.decays = self.decays or [1.0] * len(self.optimizer.param_groups)
@@ -82,12 +82,12 @@ def train_step(state: TrainState, parts: Iterable[Batch], lap: Lap) -> Step:
 
     scaler.unscale_(optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(state.trainable, CLIP_NORM)
-    scale, lr = scaler.get_scale(), schedule.get_last_lr()[0]
-    scaler.step(optimizer)
+    lr = schedule.get_last_lr()[0]
+    scaler.step(optimizer)  # or not, where fp16 gradients overflowed; asking the scaler would make a GPU wait
     scaler.update()
-    if scaler.get_scale() >= scale:  # else fp16 gradients overflowed and the step was left out
-        groups = zip(state.decays, optimizer.param_groups, strict=True)
-        state.decays = [decay * (1 - group["lr"] * group["weight_decay"]) for decay, group in groups]
+    taken = gradient_norm.isfinite().double() if scaler.is_enabled() else 1.0
+    groups = zip(state.decays, optimizer.param_groups, strict=True)
+    state.decays = [decay * (1 - taken * group["lr"] * group["weight_decay"]) for decay, group in groups]
     schedule.step()  # in either case, or the rate would not end at 0
     optimizer.zero_grad()
     lap("optimizer")

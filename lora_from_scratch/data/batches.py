@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
@@ -22,7 +23,7 @@ class TokenizedExamples:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
+    @cached_property
     def starts(self) -> Tensor:  # (N,)
         return self.lengths.cumsum(0) - self.lengths
 
@@ -97,5 +98,7 @@ def pad_batch(
     positions = torch.arange(int(lengths.max()))  # (T,)
     where = (examples.starts[indices, None] + positions).clamp_(max=len(examples.token_ids) - 1)  # (B, T)
     input_ids = torch.where(positions < lengths[:, None], examples.token_ids[where], 0)  # (B, T)
-    tensors = (t.to(device, non_blocking=True) for t in (input_ids, lengths, examples.labels[indices]))
-    return Batch(*tensors, share)
+    tensors = [input_ids, lengths, examples.labels[indices]]
+    if device is not None and device.type == "cuda":  # from pinned memory alone a copy lets nobody wait
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), share)

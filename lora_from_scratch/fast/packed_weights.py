@@ -8,13 +8,14 @@ layer's input. oneDNN packs and multiplies; where PyTorch comes without it, or o
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 from transformers.pytorch_utils import Conv1D
 
+from lora_from_scratch.base.quantised import QuantisedLinear
 from lora_from_scratch.core.surgery import place
 from lora_from_scratch.fast.freed_memory import give_back_freed
 
@@ -36,7 +37,8 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within the block every `Conv1D` and `nn.Linear` that does not learn, the head apart, is packed.
 
     `dtype` is what autocast computes in, torch.float32 without it; a layer kept in bf16 stays in bf16. A
-    weight that two modules share is left as it is. At the end the layers return to their places with the
+    weight that two modules share is left as it is, and so is a quantised layer, which a dense copy would make
+    useless. At the end the layers return to their places with the
     weights they had, bit for bit. A weight packed in its own dtype is unpacked then, layer by layer, and not
     kept beside its packed copy: that takes no memory where nothing is trained, and the weights' size once
     more where gradients flow through them. fp32 that is read `in_place` takes none.
@@ -46,6 +48,7 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and "score" not in name.split(".")
+        if not isinstance(module, QuantisedLinear)
         if uses[id(module.weight)] == 1 and _can_be_packed(module, dtype)
     }
     try:
@@ -130,5 +133,22 @@ def _can_be_packed(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> bool:
     learns = any(p.requires_grad for p in layer.parameters()) and torch.is_grad_enabled()
     if learns or layer.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    bf16 = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
-    return {layer.weight.dtype, dtype} <= {torch.float32} | bf16
+    return {layer.weight.dtype, dtype} <= _packable()
+
+
+@cache
+def _packable() -> set[torch.dtype]:
+    """What oneDNN packs and multiplies here.
+
+    Its operations are private to PyTorch: where a later one has removed or changed them, that is nothing, and
+    every layer stays plain.
+    """
+    weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(3)
+    try:
+        bf16 = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        product = torch.ops.mkldnn._linear_pointwise(weight, packed, bias, "none", [], "")
+        as_known = torch.equal(packed.to_dense(), weight) and torch.equal(product, weight @ weight.T + bias)
+    except (AttributeError, RuntimeError, TypeError):
+        return set()
+    return {torch.float32} | bf16 if as_known else set()

@@ -10,7 +10,8 @@ from transformers import GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lora_from_scratch.base.load import load_model, load_tokenizer
-from lora_from_scratch.errors import UserError, first_line
+from lora_from_scratch.base.precisions import BASE_PRECISIONS, FLOAT, KEY, rounded
+from lora_from_scratch.errors import UserError, first_line, quoted
 from lora_from_scratch.formats.table import FORMATS, format_named
 
 HEAD_WEIGHT = "score.weight"
@@ -80,8 +81,9 @@ def load_adapted(folder: Path, base_name: str | None = None) -> Adapted:
 def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torch.Tensor | None) -> Adapted:
     """The base that a file of weights names, with as many labels as the head in that file has.
 
-    Raises `UserError` if no base is named, the head is missing or a regression's, or its label names do not
-    fit it.
+    What was trained on a rounded base gets the same one again, its matrices dense. Raises `UserError` if no
+    base is named, the head is missing or a regression's, its label names do not fit it, or the base was
+    rounded as nothing here rounds.
     """
     if not name:
         raise UserError(f"{path.parent}: no base is named; name it with --model")
@@ -94,8 +96,12 @@ def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torc
         what = f"{HEAD_WEIGHT} is {tuple(head.shape)}, one output, a regression's"
         raise UserError(f"{path}: {what}: only classifiers are adapted here, with an output for each class")
     labels = _label_names(path, metadata, tuple(head.shape))
+    if (precision := metadata.get(KEY, FLOAT)) not in BASE_PRECISIONS:
+        what = f"{quoted(precision)} is no precision of a base that this version knows"
+        raise UserError(f"{path}: {what}: update lora-from-scratch")
     tokenizer = load_tokenizer(name)
-    return Adapted(load_model(name, labels, tokenizer.pad_token_id), tokenizer, name)
+    model = load_model(name, labels, tokenizer.pad_token_id)
+    return Adapted(rounded(model, precision), tokenizer, name)
 
 
 def refuse_pickle(folder: Path, pickle: str, wanted: str) -> None:

@@ -57,7 +57,7 @@ def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> 
     if layers and targets.keys() != layers.keys():
         values["target_modules"] = sorted(layers)
     bases = [getattr(module, "base_layer", module) for module in targets.values()]
-    values["fan_in_fan_out"] = any(isinstance(base, Conv1D) for base in bases)
+    values["fan_in_fan_out"] = any(getattr(b, "fan_in_fan_out", isinstance(b, Conv1D)) for b in bases)
     return values | _ranks_and_alphas(layers)
 
 

@@ -13,6 +13,7 @@ class Full(Method):
     # the published table's author found better there than the table's own 2e-4.
     rates = (3e-4, 5e-5)
     format = "checkpoint"
+    freezes_blocks = False
 
     def learns(self, model: object) -> list[object]:
         return [model]

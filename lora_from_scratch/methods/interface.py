@@ -38,6 +38,7 @@ class Method:
     rates: tuple[float, float] | None = None  # default learning rates: hidden sizes below NARROW, others
     format: str | None = None  # how what was trained is written; None where nothing is
     trains: bool = True
+    freezes_blocks: bool = True  # whether their matrices are frozen, and may be kept quantised
     merges: bool = True  # whether plain transformers modules can hold what was trained
     Settings: type = NoSettings  # a frozen dataclass of `flag`s
 

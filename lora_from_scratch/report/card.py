@@ -2,6 +2,7 @@
 
 import json
 
+from lora_from_scratch.base.precisions import FLOAT
 from lora_from_scratch.data.hub import ALIASES
 from lora_from_scratch.formats.table import format_named
 from lora_from_scratch.report.tables import against_baseline, classes_text, results_table, shown
@@ -44,7 +45,7 @@ Always saying {always}, the commonest class to train on, would score {baseline[a
 - classes: {train_classes}; for validation {validation_classes}{settings}
 - {steps:,} steps of {config[batch_size]} sentences ({config[epochs]} epochs), AdamW, \
 peak learning rate {config[lr]:g} falling linearly to 0, weight decay {config[weight_decay]:g}
-- {config[precision]}, texts cut at {config[max_length]} tokens, seed {config[seed]}
+- {config[precision]}, {rounding}texts cut at {config[max_length]} tokens, seed {config[seed]}
 
 ## How to load it
 
@@ -57,6 +58,9 @@ python -m lora_from_scratch predict --adapter . "a text to classify"
 {loading}
 """
 
+ROUNDED = (
+    "on a base whose frozen matrices are rounded to {} (PEFT's logits on the whole ones differ a little), "
+)
 UNMERGED = """\
 From Python:
 
@@ -91,6 +95,7 @@ def model_card(record: dict[str, object]) -> str:
         train_classes=classes_text(data["train_classes"]),
         validation_classes=classes_text(data["validation_classes"]),
         settings=f"\n- {settings}" if settings else "",
+        rounding=ROUNDED.format(config.base_precision) if config.base_precision != FLOAT else "",
         loading="\n".join(format.how_to_load(config.model, names)) if config.way.merges else UNMERGED,
     )
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 from transformers import GPT2ForSequenceClassification
 
+from lora_from_scratch.base.quantised import stored_weights
 from lora_from_scratch.data.batches import bucketed_batches, padding_efficiency
 from lora_from_scratch.errors import quoted
 from lora_from_scratch.report.tables import (
@@ -120,6 +121,7 @@ def _parameter_table(model: GPT2ForSequenceClassification) -> str:
         part = "LoRA A and B" if ".lora_" in name else PARTS.get(where, "blocks")
         total[part] += parameter.numel()
         trainable[part] += parameter.numel() * parameter.requires_grad
+    total["blocks"] += stored_weights(model)
     rows = [(part, f"{total[part]:,}", f"{trainable[part]:,}") for part in total]
     rows.append(("all", f"{total.total():,}", f"{trainable.total():,}"))
     return markdown_table([("part", "parameters", "trainable"), *rows])

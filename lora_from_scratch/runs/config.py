@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
+from lora_from_scratch.base.precisions import BASE_PRECISIONS, FLOAT, quantise
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import DEFAULT, METHODS, method_named
@@ -77,6 +78,7 @@ class RunConfig:
     lr: float | None = flag(None, "peak learning rate (default: chosen by method; see docs/commands.md)")
     weight_decay: float = flag(0.01, "of matrices alone", "W")
     precision: str = flag("auto", "of the forward pass in training", choices=PRECISIONS)
+    base_precision: str = flag(FLOAT, "of the frozen matrices of the blocks", choices=BASE_PRECISIONS)
     plain: bool = flag(False, "train by core/ alone: slower, to read along")
     shard: bool = flag(False, "share weights, gradients and moments out over the processes of torchrun")
     deterministic: bool = flag(False, "on a GPU, too, the same bits each time: slower")
@@ -102,8 +104,13 @@ class RunConfig:
         for name in ("model", "dataset", "output_dir"):
             if getattr(self, name) == "":
                 raise UserError(f"--{name.replace('_', '-')} is empty; name one, or leave the flag out")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        for name, known in (("precision", PRECISIONS), ("base_precision", BASE_PRECISIONS)):
+            if (value := getattr(self, name)) not in known:
+                told = f"--{name.replace('_', '-')} must be one of {', '.join(known)}"
+                raise UserError(f"{told}, not {value!r}")
+        if self.base_precision != FLOAT and not self.way.freezes_blocks:
+            told = f"--base-precision {self.base_precision} is for frozen weights"
+            raise UserError(f"{told}, and --method {self.method} trains all of them; leave it out")
         at_least_one(**{name: getattr(self, name) for name in COUNTS})
         positive(lr=self.lr)
         if not 0 <= self.weight_decay < float("inf"):
@@ -140,9 +147,10 @@ def adapt(
 ) -> GPT2ForSequenceClassification:
     """Make the model ready for `config.method`, in place; the generator draws what is new, LoRA's A.
 
-    UserError if the model lacks what the settings name.
+    Its frozen matrices are then kept in `config.base_precision`. UserError if the model lacks what the
+    settings name.
     """
-    return config.way.adapt(model, config.settings, generator)
+    return config.way.adapt(quantise(model, config.base_precision), config.settings, generator)
 
 
 def _word(value: object) -> str:

@@ -10,6 +10,7 @@ from statistics import mean
 import torch
 from transformers import GPT2ForSequenceClassification
 
+from lora_from_scratch.base.quantised import kept_weights
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.loop import Forward
 from lora_from_scratch.errors import UserError, quoted
@@ -115,7 +116,7 @@ def train_prepared(prepared: Prepared, checkpoints: Checkpoints | None = None) -
         occurring.decay = training.decay
     if config.shard:
         copy_into(model, {name: whole(p.detach()) for name, p in training_model.named_parameters()})
-    weights = tensor_bytes(model.parameters()) - occurring.spared_bytes
+    weights = tensor_bytes(kept_weights(model)) - occurring.spared_bytes
     parts = {"weights": weights, **training.memory.parts}
     return replace(training, memory=replace(training.memory, parts=parts))
 

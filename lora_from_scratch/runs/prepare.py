@@ -32,7 +32,7 @@ class Prepared:
     dataset: data.Dataset
     train_examples: TokenizedExamples
     validation_examples: TokenizedExamples
-    base_digest: str  # of the base's weights, before anything was adapted
+    base_digest: str  # of the base's weights, as they were rounded
     base_weights: Callable[..., Weights]  # some of the base's once more, from where it came: `Base.weights`
     substituted: dict[str, str]  # what the bundle stands in for, and why the hub did not give it
 
@@ -54,8 +54,8 @@ def prepare(config: RunConfig, sources: Sources | None = None) -> Prepared:
     sources = sources or find_sources(config)
     model = sources.base(config.seed)
     config = decided(config, sources, model.config)
-    digest = weights_fingerprint(model, ["score.weight"])
     model = adapt(model, config, generator_for(config.seed, "adapter"))
+    digest = weights_fingerprint(model, ["score.weight"])
     model = model.to("cpu" if config.shard else config.device)  # no device may hold it whole
     dataset = sources.dataset
     splits = train, validation = (limited(dataset.train, config.limit_train, config.seed), dataset.validation)

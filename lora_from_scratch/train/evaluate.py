@@ -9,7 +9,6 @@ from time import perf_counter
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.core import loop
@@ -18,6 +17,7 @@ from lora_from_scratch.data.batches import TokenizedExamples, pad_batch, sorted_
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.packed_weights import packed_layers
+from lora_from_scratch.train.bar import Bar
 from lora_from_scratch.train.measure import Memory, read_memory, reset_peak_memory
 from lora_from_scratch.train.precision import DTYPES
 from lora_from_scratch.train.processes import processes
@@ -62,7 +62,7 @@ def predict_logits(
     was_training = model.training
     logits = torch.zeros(len(examples), model.config.num_labels)
     indices = processes().own(sorted_batches(examples.lengths, batch_size))
-    bar = tqdm(indices, desc="evaluate", unit="batch", leave=False)
+    bar = Bar(indices, desc="evaluate", unit="batch", leave=False)
     batches = (pad_batch(examples, part, model.score.weight.device) for part in bar)
     forward, block = (plain_classify, nullcontext()) if plain else (classify, packed_layers(model, precision))
     try:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lora_from_scratch.base.quantised import stored_weights
+
 PROC = Path("/proc/self")
 
 
@@ -76,7 +78,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count what has `requires_grad`: in `model.score` as the head, elsewhere as the adapter."""
     head = sum(p.numel() for p in model.score.parameters() if p.requires_grad)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return ParameterCount(trainable - head, head, sum(p.numel() for p in model.parameters()))
+    total = sum(p.numel() for p in model.parameters()) + stored_weights(model)
+    return ParameterCount(trainable - head, head, total)
 
 
 @dataclass(frozen=True)

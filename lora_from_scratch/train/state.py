@@ -74,7 +74,7 @@ class TrainingState:
         return Snapshot(
             tensors,
             {
-                "decays": self.loop.decays,
+                "decays": [float(whole(decay)) for decay in self.loop.decays],
                 "schedule": {name: schedule[name] for name in OF_SCHEDULE},
                 "scaler": self.loop.scaler.state_dict(),
                 "validated": self.log.validated,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.core import loop
 from lora_from_scratch.core.gpt2 import classify
 from lora_from_scratch.data.batches import TokenizedExamples, training_batches
 from lora_from_scratch.methods.interface import decay_matrices
+from lora_from_scratch.train.bar import Bar
 from lora_from_scratch.train.checkpoints import Checkpoints
 from lora_from_scratch.train.interrupts import Interrupted, Wish, listening
 from lora_from_scratch.train.log import LOOK_EVERY, StepLog, Training, Validation
@@ -115,7 +115,7 @@ def _steps(
     shared = [split(indices, together, parts) for indices in order[done:]]
     steps = (own_batches(examples, shares, together, device, state.loop.forward) for shares in shared)
     sizes = {"initial": log.sentences, "total": sum(map(len, order))}
-    bar = tqdm(**sizes, desc="train", unit=" sentences", leave=None)
+    bar = Bar(**sizes, desc="train", unit=" sentences", leave=None)
     with bar, out_of_memory_told(lambda: examples.lengths[order[len(log)]], parts):
         for shares, step in zip(shared, loop.train(state.loop, steps, state.clock.lap), strict=True):
             loss = together.summed(step.loss) / together.count
@@ -155,6 +155,6 @@ def _known_parts(state: loop.TrainState) -> dict[str, int]:
 
 def _decay_of_embeddings(state: loop.TrainState) -> dict[str, float]:
     groups = zip(state.decays, state.optimizer.param_groups, strict=True)
-    decays = {parameter: decay for decay, group in groups for parameter in group["params"]}
+    decays = {parameter: float(whole(decay)) for decay, group in groups for parameter in group["params"]}
     weights = {name: getattr(state.model.transformer, name).weight for name in ("wte", "wpe")}
     return {name: decays[weight] for name, weight in weights.items() if weight in decays}
