@@ -38,10 +38,10 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
     `dtype` is what autocast computes in, torch.float32 without it; a layer kept in bf16 stays in bf16. A
     weight that two modules share is left as it is, and so is a quantised layer, which a dense copy would make
-    useless. At the end the layers return to their places with the
-    weights they had, bit for bit. A weight packed in its own dtype is unpacked then, layer by layer, and not
-    kept beside its packed copy: that takes no memory where nothing is trained, and the weights' size once
-    more where gradients flow through them. fp32 that is read `in_place` takes none.
+    useless. At the end the layers return to their places with the weights they had, bit for bit. A weight
+    packed in its own dtype is unpacked then, layer by layer, and not kept beside its packed copy: that takes
+    no memory where nothing is trained, and the weights' size once more where gradients flow through them.
+    One that is read `in_place` takes none.
     """
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     layers = {
