@@ -74,22 +74,13 @@ def one_run(settings: dict[str, object]) -> dict[str, dict[str, int]]:
     return found
 
 
-def write_checkpoint(like: Path, folder: Path) -> None:
-    """A classifier's base of the shape that `like` has, with random weights."""
-    import torch
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config.from_pretrained(like)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
-
-
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         answers, sys.stdout = sys.stdout, sys.stderr
         print(json.dumps(one_run(json.loads(sys.argv[2]))), file=answers)
         return
     from outcome import add_out, finish
+    from sides import write_checkpoint
 
     from lora_from_scratch.report.tables import markdown_table
 
