@@ -44,9 +44,9 @@ def best(precision: str = "auto") -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides train, and how Trainer does it. Random weights: speed does not depend on them."""
+    """What both sides train, and how Trainer does it. Random weights do: speed does not depend on them."""
 
-    model: str  # a folder with GPT-2's config.json and tokenizer
+    model: str  # a folder with GPT-2's config.json and tokenizer; without weights both sides draw them
     method: str = "lora"
     rank: int = 4
     batch_size: int = 16
@@ -58,6 +58,10 @@ class Work:
     # same function by this name is one fused kernel.
     activation: str = "gelu_pytorch_tanh"
     base_in_bf16: bool = False  # theirs: the model loaded in bf16 (PEFT keeps the adapter in fp32)
+
+    @property
+    def has_weights(self) -> bool:
+        return Path(self.model, "model.safetensors").is_file()
 
 
 class Ours:
@@ -71,7 +75,7 @@ class Ours:
             RunConfig(
                 method=work.method,
                 model=work.model,
-                random_init=True,
+                random_init=not work.has_weights,
                 dataset="bundled",
                 epochs=1,
                 batch_size=work.batch_size,
@@ -103,7 +107,12 @@ class Theirs:
         config = AutoConfig.from_pretrained(work.model, num_labels=2)
         config.pad_token_id, config.use_cache = self.tokenizer.pad_token_id, False
         config.activation_function = work.activation
-        model = GPT2ForSequenceClassification(config)
+        if work.has_weights:
+            model = GPT2ForSequenceClassification.from_pretrained(
+                work.model, config=config, dtype=torch.float32
+            )
+        else:
+            model = GPT2ForSequenceClassification(config)
         if work.base_in_bf16:
             model = model.to(torch.bfloat16)
         if work.method == "lora":
@@ -225,6 +234,16 @@ def sst2_sentences(model: str, data: Path) -> Sentences:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model)(load_dataset(str(data)).train.sentences).input_ids
+
+
+def write_checkpoint(like: Path, folder: Path) -> Path:
+    """A base in the shape that `like` is configured for, with its tokenizer and random weights."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config.from_pretrained(like)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder
 
 
 def draw(sentences: Sentences, count: int, generator: torch.Generator) -> Sentences:

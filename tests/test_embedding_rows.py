@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.fast.embedding_rows import occurring_rows
+from lora_from_scratch.fast.switch import fast_training
 from lora_from_scratch.train.training import Course, train
 
 
@@ -121,3 +124,48 @@ def test_the_rows_left_out_decay_as_their_own_parameter_group_does(tiny_examples
         occurring.decay = training.decay
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_frozen_embeddings_that_are_stored_the_rows_alone_are_there(tiny_gpt2, tiny_examples, dtype):
+    """In between and at the end they are what `stored` gave, which nobody has written to."""
+    adapt(tiny_gpt2, RunConfig(method="lora"))
+    names = ("transformer.wte.weight", "transformer.wpe.weight")
+    before = {name: tiny_gpt2.get_parameter(name).detach().clone() for name in names}
+    given = {name: tensor.clone() for name, tensor in before.items()}
+    asked = []
+
+    def stored(names: list[str], mapped: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        asked.append((tuple(names), mapped))
+        return ((name, given[name]) for name in names)
+
+    gpt2, ids = tiny_gpt2.transformer, tiny_examples.token_ids
+    wte = gpt2.wte
+    with occurring_rows(tiny_gpt2, tiny_examples, stored) as occurring:
+        small = gpt2.wte.to(dtype)
+        assert len(small.weight) == 11 and len(gpt2.wpe.weight) == 12 and not small.weight.requires_grad
+        assert torch.equal(small(occurring.examples.token_ids), before[names[0]].to(dtype)[ids])
+        assert occurring.rows == {}
+        assert occurring.spared_bytes == (50 + 32) * 16 * 4 - 11 * 16 * dtype.itemsize - 12 * 16 * 4
+        with occurring.all_rows({}):
+            assert torch.equal(gpt2.wte(ids), before[names[0]].to(dtype)[ids])
+        assert gpt2.wte is small
+        occurring.decay = {"wte": 0.5}
+    assert asked == [(names, True)] and gpt2.wte is wte
+    for name in names:
+        parameter = tiny_gpt2.get_parameter(name)
+        assert parameter.data_ptr() == given[name].data_ptr() and torch.equal(parameter, before[name])
+        assert not parameter.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("width", "before", "after"), [(16, None, None), (512, None, "512"), (512, "7", "7")]
+)
+def test_of_a_wide_model_fewer_compiled_kernels_are_kept_unless_it_was_said(
+    width, before, after, tiny_examples, monkeypatch
+):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setattr(os, "environ", {} if before is None else {name: before})
+    model = GPT2ForSequenceClassification(tiny_config(n_embd=width, n_layer=1))
+    with fast_training(model, tiny_examples, torch.float32):
+        assert os.environ.get(name) == after

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, GPT2LMH
 
 from lora_from_scratch import UserError
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
+from lora_from_scratch.base.model_files import stored_weights
 from lora_from_scratch.errors import NotFound
 
 LABELS = ["negative", "positive"]
@@ -288,3 +289,47 @@ def test_the_model_saves_as_a_plain_checkpoint(folder, tmp_path):
         "0": "negative",
         "1": "positive",
     }
+
+
+def halved(folder: Path) -> Path:
+    """Kept in fp16, under the names of a base without a head: no `transformer.` before them."""
+    tensors = load_file(folder / "model.safetensors")
+    bare = {key.removeprefix("transformer."): tensor.half() for key, tensor in tensors.items()}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("change", [lambda folder: folder, halved])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_weights_are_had_once_more(folder, change, mapped):
+    change(folder)
+    model = load_model(str(folder), LABELS, 0, generator())
+    names = ["transformer.wte.weight", "transformer.h.1.mlp.c_fc.bias"]
+    again = dict(stored_weights("tiny", folder, names, mapped))
+    assert list(again) == names
+    for name, tensor in again.items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, model.get_parameter(name))
+
+
+def test_files_that_are_no_longer_as_they_were(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the weights of model 'tiny' cannot be read: .*; copy them anew"):
+        list(stored_weights("tiny", folder, ["transformer.wte.weight"]))
+    GPT2LMHeadModel(tiny_config(n_layer=1)).save_pretrained(folder)
+    with pytest.raises(
+        UserError, match=r"the weights of model 'tiny' cannot be read: .*h.1.*; copy them anew"
+    ):
+        list(stored_weights("tiny", folder, ["transformer.h.1.mlp.c_fc.bias"]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="a system that does not say what is mapped")
+def test_a_loaded_model_has_memory_of_its_own_and_what_is_mapped_has_none(folder):
+    """Of a mapped file, what was looked at is resident until the last of its weights is gone."""
+
+    def is_mapped() -> bool:
+        return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text()
+
+    model = load_model(str(folder), LABELS, 0, generator())
+    assert not is_mapped()
+    (_, weight), *_ = stored_weights("tiny", folder, ["transformer.wte.weight"], mapped=True)
+    assert is_mapped() and torch.equal(weight, model.transformer.wte.weight)

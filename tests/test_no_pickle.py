@@ -5,7 +5,7 @@ test_hub.py. What the libraries do beyond flags of theirs:
 
 - transformers takes `use_safetensors=True`, and yet reads as a pickle whatever an index of shards names
   without ".safetensors", and the "adapter_model.bin" that a config.json may name; here both are refused.
-  What PEFT left beside a base it would load on top, which the flag of `NO_ADAPTER` ends.
+  What PEFT left beside a base it would load on top, were it told the folder; it is given tensors instead.
 - `datasets.load_dataset` has no flag for it. Its module for files of pandas' pickles raises, scripts of a
   repository it no longer runs, and what a tar holds as .pickle it does not decode; what a tar holds as .pth
   it gives to `torch.load(weights_only=True)`, which builds tensors and numbers and calls nothing else.

@@ -119,13 +119,15 @@ def test_a_layer_kept_in_bf16_stays_in_bf16_and_autocast_lowers_the_others():
 
 
 @pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("cpu", ["AVX2", "AVX512"])
 @pytest.mark.parametrize(
     ("kept", "dtype"), [(False, torch.float32), (True, torch.bfloat16), (False, torch.bfloat16)]
 )
-def test_every_layer_returns_to_its_place_even_after_an_error(tiny_gpt2, ran, kept, dtype):
+def test_every_layer_returns_to_its_place_even_after_an_error(tiny_gpt2, ran, cpu, kept, dtype, monkeypatch):
     """In fp32, kept in bf16, and in fp32 under an autocast to bf16, whose packed copy is a rounded one."""
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("no bf16 products on this CPU")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
     adapt(tiny_gpt2, RunConfig(rank=2))
     if kept:
         keep_frozen_in_bf16(tiny_gpt2)
@@ -139,8 +141,10 @@ def test_every_layer_returns_to_its_place_even_after_an_error(tiny_gpt2, ran, ke
             with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
                 classify(tiny_gpt2, IDS, LENGTHS).sum().backward()
         # No plain copy stands beside a packed one of the same values.
-        assert (packed.plain is None) == ran
-        assert (before["transformer.h.1.mlp.c_fc"].weight.numel() == 0) == (kept or dtype == torch.float32)
+        in_place = cpu == "AVX512" and not kept and dtype == torch.float32
+        assert packed.in_place == in_place and (packed.plain is None) != in_place
+        emptied = before["transformer.h.1.mlp.c_fc"].weight.numel() == 0
+        assert emptied == (not in_place and (kept or dtype == torch.float32))
         raise KeyboardInterrupt
     assert dict(tiny_gpt2.named_modules()) == before
     for name, tensor in tiny_gpt2.state_dict().items():
@@ -210,3 +214,35 @@ def test_weights_that_served_in_inference_mode_can_still_be_trained(tiny_gpt2):
         classify(model, IDS, LENGTHS).sum().backward()
     for ours, theirs in zip(tiny_gpt2.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs) and torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "linear"])
+def test_in_place_computes_the_same_bits_as_packed_and_copies_nothing(kind, monkeypatch):
+    torch.manual_seed(1)
+    x, results = torch.randn(5, 24), []
+    for cpu in ("AVX512", "AVX2"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda cpu=cpu: cpu)
+        plain, own = layer(kind), x.clone().requires_grad_()
+        packed = Packed(plain, torch.float32)
+        y = packed(own)
+        (y**2).sum().backward()
+        results.append((y, own.grad))
+        copies = [packed.forward_weight, packed.backward_weight]
+        assert [copy.is_mkldnn for copy in copies] == [cpu == "AVX2"] * 2
+        if cpu == "AVX512":
+            assert {copy.data_ptr() for copy in copies} == {plain.weight.data_ptr()}
+    for ours, expected in zip(*results, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_forward_is_packed_at_once_and_backward_where_a_gradient_flows(tiny_gpt2, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    adapt(tiny_gpt2, RunConfig(method="lora"))
+    with packed_layers(tiny_gpt2, torch.float32):
+        packed = [module for module in tiny_gpt2.modules() if isinstance(module, Packed)]
+        assert len(packed) == 8 and all("forward_weight" in vars(module) for module in packed)
+        assert not any("backward_weight" in vars(module) for module in packed)
+        randomize_lora(tiny_gpt2)
+        classify(tiny_gpt2, IDS, LENGTHS).sum().backward()
+        first = tiny_gpt2.transformer.h[0].attn.c_attn.base_layer
+        assert [module for module in packed if "backward_weight" not in vars(module)] == [first]

@@ -31,6 +31,7 @@ WHAT = {
     "tokenizer": "a base with another tokenizer",
 }
 PROBE = "It isn't\ta naïve 3.5-star FILM…  it 's !"
+PART = 2**20  # weights that are rounded at a time
 
 
 def fingerprints(model: nn.Module, tokenizer: Tokenizer | None, replaced: Iterable[str]) -> dict[str, str]:
@@ -58,8 +59,8 @@ def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
         if name not in left_out and not is_added(name):
             tensor = tensor.dense().weight if isinstance(tensor, QuantisedLinear) else tensor
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            bits = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
-            digest.update(bits.numpy().data)
+            for part in tensor.detach().flatten().split(PART):
+                digest.update(part.to("cpu", torch.bfloat16).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

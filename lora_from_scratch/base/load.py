@@ -17,8 +17,6 @@ from lora_from_scratch.errors import NotFound, UserError, first_line
 BUNDLED = "bundled"
 BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "mini-gpt2"
 DEFAULT = "gpt2"
-# An adapter that lies beside a base is none of its weights; transformers, where PEFT is there, looks for one.
-NO_ADAPTER = {"subfolder": "no adapter"}
 
 
 def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
@@ -69,6 +67,7 @@ def load_model(
     pad_token_id: int,
     generator: torch.Generator | None = None,
     random_init: bool = False,
+    folder: Path | None = None,
 ) -> GPT2ForSequenceClassification:
     """GPT-2 with a linear classifier head on the last token, every weight in fp32.
 
@@ -79,20 +78,25 @@ def load_model(
         pad_token_id: the padding token, which marks where a sentence ends.
         generator: draws the head, N(0, initializer_range), unless the files bring a head that fits.
         random_init: build from the configuration alone, from torch's global generator; no weights are read.
+        folder: where `fetch` has found the files, if it was asked before.
 
     Raises `NotFound` if no folder, no hub repository and no cached one has that name, and `UserError` if it
     is not a GPT-2, its weights are damaged, incomplete, or not in a safetensors file, or it has no head
     although no labels are named.
     """
-    model, head_is_new = load_headless(name, label_names, pad_token_id, random_init)
+    model, head_is_new = load_headless(name, label_names, pad_token_id, random_init, folder)
     return draw_head(model, generator) if head_is_new else model
 
 
 def load_headless(
-    name: str, label_names: list[str] | None, pad_token_id: int, random_init: bool = False
+    name: str,
+    label_names: list[str] | None,
+    pad_token_id: int,
+    random_init: bool = False,
+    folder: Path | None = None,
 ) -> tuple[GPT2ForSequenceClassification, bool]:
     """`load_model`, and whether its head is still to be drawn."""
-    folder = fetch(name, weights=not random_init)
+    folder = folder or fetch(name, weights=not random_init)
     config = model_files.read_config(name, folder)
     config.pad_token_id = pad_token_id
     if label_names is not None:
@@ -212,19 +216,18 @@ def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForS
     model_files.check_weights(name, folder, config)
     try:
         model, info = GPT2ForSequenceClassification.from_pretrained(
-            folder,
+            None,  # no folder: an adapter that lies there is none of these weights, and would be loaded
             config=config,
+            state_dict=model_files.open_weights(folder),
             dtype=torch.float32,
             use_safetensors=True,  # never a pickle
-            adapter_kwargs=NO_ADAPTER,
             ignore_mismatched_sizes=True,  # of the head, for other labels; any other was refused
             output_loading_info=True,
         )
     except Exception as error:  # many kinds are raised; all mean that the files are bad
-        reason = first_line(error)[:80]
-        raise UserError(f"the weights of model {name!r} cannot be read: {reason}; copy them anew") from error
+        raise model_files.unreadable(name, error) from error
     for key, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
+        if not all(extreme.isfinite() for extreme in tensor.aminmax()):  # both are no number where one is
             raise UserError(f"model {name!r}: {key} holds a value that is not finite; copy its weights anew")
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return model, "score.weight" in new

@@ -1,11 +1,12 @@
 """What lies in a model's folder: checked before anything is built, so that damage costs no memory."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoConfig, GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch.data.lines import refuse_pointer
@@ -103,6 +104,40 @@ def _check_labels(name: str, labels: object) -> None:
         )
 
 
+def open_weights(folder: Path, mapped: bool = False) -> dict[str, object]:
+    """The tensors of a checkpoint by their names in it, each read when it is indexed: `[...]`.
+
+    Each gets memory of its own, which can be given back. With `mapped` they are views of the mapped files, of
+    which only what is looked at becomes resident; it stays so until the last view of a file is gone.
+    """
+    backend = "mmap" if mapped else "pread"
+    files = [safe_open(path, framework="pt", backend=backend) for path in weight_files(folder)]
+    return {key: file.get_slice(key) for file in files for key in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def stored_weights(
+    name: str, folder: Path, wanted: Iterable[str], mapped: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights of a model once more, by their names in it, one after the other and in fp32.
+
+    With `mapped` they take memory only where they are looked at, if the files hold fp32. UserError if the
+    files are not as they were.
+    """
+    try:
+        there = {
+            key.removeprefix("transformer."): slice for key, slice in open_weights(folder, mapped).items()
+        }
+        for key in wanted:
+            yield key, there[key.removeprefix("transformer.")][...].float()
+    except (OSError, KeyError, SafetensorError) as error:
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: Exception) -> UserError:
+    reason = first_line(error)[:80]
+    return UserError(f"the weights of model {name!r} cannot be read: {reason}; copy them anew")
+
+
 def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
     """Compare names and shapes in the weights' headers with the configuration; no tensor is read.
 
@@ -118,10 +153,7 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     shapes[key.removeprefix("transformer.")] = tuple(file.get_slice(key).get_shape())
         except Exception as error:  # many kinds are raised; all mean that the file is bad
-            reason = first_line(error)[:80]
-            raise UserError(
-                f"the weights of model {name!r} cannot be read: {reason}; copy them anew"
-            ) from error
+            raise unreadable(name, error) from error
     blocks = {key.split(".")[1] for key in shapes if key.startswith("h.")}
     if config.n_layer > len(blocks):  # before a block is built for each that the configuration asks for
         raise UserError(

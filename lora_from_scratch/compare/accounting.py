@@ -39,11 +39,12 @@ def account(prepared: Prepared) -> dict[str, int]:
     model = _without_memory(prepared.model, FakeTensorMode(allow_non_fake_inputs=True))
     if config.plain:
         return account_model(model, *shape, precision)
-    if precision == torch.bfloat16:
-        keep_frozen_in_bf16(model)
-    weights = tensor_bytes(kept_weights(model))
-    with occurring_rows(model, examples):
-        return {**account_model(model, *shape, precision, fast_classify), "weights": weights}
+    stored = prepared.base_weights if config.way.trains else None
+    with occurring_rows(model, examples, stored) as occurring:
+        if precision == torch.bfloat16:
+            keep_frozen_in_bf16(model)
+        accounted = account_model(model, *shape, precision, fast_classify)
+    return {**accounted, "weights": tensor_bytes(kept_weights(model)) - occurring.spared_bytes}
 
 
 def account_model(

@@ -106,15 +106,18 @@ def train_prepared(prepared: Prepared, checkpoints: Checkpoints | None = None) -
     torch.manual_seed(_dropout_seed(config.seed))  # whatever loading drew before
     precision = DTYPES[config.precision]
     training_model = copy.deepcopy(model) if config.shard else model
-    whole_rows = config.plain or config.shard
-    fast = nullcontext(Occurring(examples)) if whole_rows else fast_training(model, examples, precision)
+    stored = prepared.base_weights
+    fast = nullcontext(Occurring(examples))
+    if not (config.plain or config.shard):
+        fast = fast_training(model, examples, precision, stored)
     with _told_by_sentence(prepared), deterministic(config.deterministic), fast as occurring:
         course = _course(prepared, training_model, occurring, checkpoints)
         training = train(training_model, occurring.examples, course)
         occurring.decay = training.decay
     if config.shard:
         copy_into(model, {name: whole(p.detach()) for name, p in training_model.named_parameters()})
-    parts = {"weights": tensor_bytes(kept_weights(model)), **training.memory.parts}
+    weights = tensor_bytes(kept_weights(model)) - occurring.spared_bytes
+    parts = {"weights": weights, **training.memory.parts}
     return replace(training, memory=replace(training.memory, parts=parts))
 
 
@@ -204,10 +207,10 @@ def evaluate_prepared(prepared: Prepared) -> Evaluation:
     UserError if its logits are not finite.
     """
     model = prepared.model.eval()
-    rounded = {n: p for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
-    base = prepared.base_again() if rounded else None
-    for name, parameter in rounded.items():
-        parameter.data = base.get_parameter(name.replace(".base_layer.", ".")).data.to(parameter.device)
+    parameters = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters()}
+    rounded = [name for name, parameter in parameters.items() if parameter.dtype == torch.bfloat16]
+    for name, weight in prepared.base_weights(rounded) if rounded else ():
+        parameters[name].data = weight.to(parameters[name].device)
     config, examples = prepared.config, prepared.validation_examples
     positive = positive_id(config.positive_class, prepared.dataset.label_names)
     return evaluate(model, examples, EVALUATION, config.plain, positive)

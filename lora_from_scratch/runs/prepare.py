@@ -14,7 +14,7 @@ from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.runs.config import RunConfig, adapt
 from lora_from_scratch.runs.random_draws import generator_for, limited
-from lora_from_scratch.runs.sources import Sources, find_sources
+from lora_from_scratch.runs.sources import Sources, Weights, find_sources
 from lora_from_scratch.runs.trained_on import warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.precision import resolve_precision
@@ -33,7 +33,7 @@ class Prepared:
     train_examples: TokenizedExamples
     validation_examples: TokenizedExamples
     base_digest: str  # of the base's weights, as they were rounded
-    base_again: Callable[[], GPT2ForSequenceClassification]  # the same base once more, from where it came
+    base_weights: Callable[..., Weights]  # some of the base's once more, from where it came: `Base.weights`
     substituted: dict[str, str]  # what the bundle stands in for, and why the hub did not give it
 
     @property
@@ -52,8 +52,7 @@ def prepare(config: RunConfig, sources: Sources | None = None) -> Prepared:
     """
     resolve_device(config.device)
     sources = sources or find_sources(config)
-    base_again = partial(sources.base, config.seed)
-    model = base_again()
+    model = sources.base(config.seed)
     config = decided(config, sources, model.config)
     model = adapt(model, config, generator_for(config.seed, "adapter"))
     digest = weights_fingerprint(model, ["score.weight"])
@@ -63,8 +62,9 @@ def prepare(config: RunConfig, sources: Sources | None = None) -> Prepared:
     warn_if_in_both(train.sentences, validation.sentences)
     _warn_of_absent_classes(dataset.label_names, train, validation)
     examples = (sources.tokens(part, config.max_length) for part in splits)
+    weights = partial(sources.base.weights, config.seed)
     return Prepared(
-        config, model, sources.tokenizer, dataset, *examples, digest, base_again, sources.substituted
+        config, model, sources.tokenizer, dataset, *examples, digest, weights, sources.substituted
     )
 
 
