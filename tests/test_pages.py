@@ -57,7 +57,8 @@ def compared(file: dict) -> str:
     rows = [["method", *columns]]
     for one in dataset["variants"]:
         accuracy, f1, seconds = one["accuracy"], one["f1"], one["seconds"] and one["seconds"]["median"]
-        cells = [f"{accuracy['mean']:.2f} (SD {accuracy['sd']:.2f})", numbers.between(accuracy["interval"])]
+        spread = "" if accuracy["sd"] is None else f" (SD {accuracy['sd']:.2f})"
+        cells = [f"{accuracy['mean']:.2f}{spread}", numbers.between(accuracy["interval"])]
         cells += [
             f"{f1['mean']:.2f}",
             f"{one['trainable_parameters']:,}",
