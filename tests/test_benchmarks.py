@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import keep_comparison
 import outcome
+from memory_over_a_run import MOMENTS, one_run
 from roofline import operations, products
 from same_accuracy import plain_accuracy
 from scaling import line
@@ -170,3 +171,21 @@ def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys):
     page, record = ((kept / name).read_text(encoding="utf-8") for name in ("report.html", "results.json"))
     assert "film number" in whole and "film number" not in page and "film number" not in record
     assert "predictions" not in record and json.loads(record)["done"] == 4
+
+
+def test_memory_over_a_run_is_read_at_every_moment_and_anew_since_the_one_before():
+    if not reset_peak_memory(torch.device("cpu")):
+        pytest.skip("this system keeps one peak for the life of a process")
+    torch.ones(100_000_000)  # 400 MB that come and go before it starts
+    settings = {"model": "bundled", "dataset": "bundled", "device": "cpu", "limit_train": 32, "max_steps": 2}
+    found = one_run({**settings, "precision": "fp32"})
+    assert tuple(found) == MOMENTS
+    peaks = [reading["peak_bytes"] for reading in found.values()]
+    assert all(reading["resident_bytes"] <= reading["peak_bytes"] + 2**20 for reading in found.values())
+    assert max(peaks[1:]) < peaks[0]
+
+
+def test_both_sides_start_from_the_weights_that_are_there():
+    work = Work(model=str(BUNDLED_MODEL), trainer={}, method="full")
+    ours, theirs = Ours(work).prepared.model, Theirs(work).model
+    assert work.has_weights and torch.equal(ours.transformer.wte.weight, theirs.transformer.wte.weight)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2LMHeadModel
 
 from lora_from_scratch import UserError
+from lora_from_scratch.base import fingerprint
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
 from lora_from_scratch.base.model_files import stored_weights
 from lora_from_scratch.errors import NotFound
@@ -333,3 +334,12 @@ def test_a_loaded_model_has_memory_of_its_own_and_what_is_mapped_has_none(folder
     assert not is_mapped()
     (_, weight), *_ = stored_weights("tiny", folder, ["transformer.wte.weight"], mapped=True)
     assert is_mapped() and torch.equal(weight, model.transformer.wte.weight)
+
+
+def test_a_digest_does_not_depend_on_how_many_weights_are_rounded_at_a_time(tiny_gpt2, monkeypatch):
+    digest = fingerprint.weights_fingerprint(tiny_gpt2)
+    monkeypatch.setattr(fingerprint, "PART", 7)
+    assert fingerprint.weights_fingerprint(tiny_gpt2) == digest
+    with torch.no_grad():
+        tiny_gpt2.transformer.wte.weight[-1, -1] += 1
+    assert fingerprint.weights_fingerprint(tiny_gpt2) != digest

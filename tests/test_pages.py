@@ -271,9 +271,21 @@ def figure(match: re.Match[str]) -> str:
     return (f"{value / 1e12:{spec[:-1]}f}" if tera else format(value, spec).replace("%", " %")) + match[2]
 
 
+def moments(file: dict) -> str:
+    """What is resident at each moment of a run, and at most since the one before."""
+    runs = file["results"]
+    rows = [["until", *(f"{p}: {what} (GB)" for p in runs for what in ("resident", "peak"))]]
+    for moment in next(iter(runs.values())):
+        readings = [runs[precision][moment] for precision in runs]
+        values = [one[key] for one in readings for key in ("resident_bytes", "peak_bytes")]
+        rows.append([moment, *(f"{value / 1e9:.2f}" for value in values)])
+    place = file["environment"]
+    return f"{table(*rows)}\n\n{place['device']}, torch {place['torch']}.\n`{file['command']}`"
+
+
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
-    kinds += (processes, contended, moments, memory, published_memory, quantised)
+    kinds += (processes, contended, memory, published_memory, quantised, moments)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
