@@ -150,19 +150,6 @@ def contended(file: dict) -> str:
     return f"{table(*rows)}\n\n`{file['command']}`"
 
 
-def moments(file: dict) -> str:
-    """Resident memory over a run: at the end of each part, and at most within it."""
-    precisions = file["results"]
-    rows = [["part of a run", *(f"{name}: at its end (GB), at most" for name in precisions)]]
-    for part in next(iter(precisions.values())):
-        cells = (
-            f"{of[part]['resident_bytes'] / 1e9:.2f}, {of[part]['peak_bytes'] / 1e9:.2f}"
-            for of in precisions.values()
-        )
-        rows.append([part, *cells])
-    return f"{table(*rows)}\n\n`{file['command']}`"
-
-
 def epochs(file: dict) -> str:
     """Accuracy by the number of epochs, a row a dataset; below it, where it was measured."""
     numbers = sorted({int(number) for row in file["results"] for number in row["accuracy"]})
