@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, GPT2LMH
 from lora_from_scratch import UserError
 from lora_from_scratch.base import fingerprint
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
-from lora_from_scratch.base.model_files import stored_weights
+from lora_from_scratch.base.model_files import aligned, stored_weights
 from lora_from_scratch.errors import NotFound
 
 LABELS = ["negative", "positive"]
@@ -310,6 +310,15 @@ def test_weights_are_had_once_more(folder, change, mapped):
     assert list(again) == names
     for name, tensor in again.items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, model.get_parameter(name))
+        assert mapped or tensor.data_ptr() % 64 == 0
+
+
+def test_every_weight_begins_where_a_cache_line_does(folder):
+    model = load_model(str(folder), LABELS, 0, generator())
+    assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
+    taken = torch.arange(40.0)[1:]
+    assert aligned(taken).data_ptr() % 64 == 0 and torch.equal(aligned(taken), taken)
+    assert aligned(model.score.weight) is model.score.weight
 
 
 def test_files_that_are_no_longer_as_they_were(folder):

@@ -226,6 +226,8 @@ def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForS
         )
     except Exception as error:  # many kinds are raised; all mean that the files are bad
         raise model_files.unreadable(name, error) from error
+    for parameter in model.parameters():
+        parameter.data = model_files.aligned(parameter.data)
     for key, tensor in model.state_dict().items():
         if not all(extreme.isfinite() for extreme in tensor.aminmax()):  # both are no number where one is
             raise UserError(f"model {name!r}: {key} holds a value that is not finite; copy its weights anew")

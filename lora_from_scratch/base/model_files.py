@@ -16,6 +16,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 TOKENIZERS = ("tokenizer.json", "vocab.json")
 PATTERNS = (CONFIG, "tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json")  # to be fetched
 WEIGHT_PATTERNS = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
+CACHE_LINE = 64  # bytes
 # What config.json may ask for, by its two names: far above any GPT-2, far below a machine's memory.
 LIMITS = {
     ("vocab_size",): 10**7,
@@ -120,17 +121,24 @@ def stored_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Weights of a model once more, by their names in it, one after the other and in fp32.
 
-    With `mapped` they take memory only where they are looked at, if the files hold fp32. UserError if the
-    files are not as they were.
+    With `mapped` they take memory only where they are looked at, if the files hold fp32; else they are
+    `aligned`. UserError if the files are not as they were.
     """
     try:
         there = {
             key.removeprefix("transformer."): slice for key, slice in open_weights(folder, mapped).items()
         }
         for key in wanted:
-            yield key, there[key.removeprefix("transformer.")][...].float()
+            tensor = there[key.removeprefix("transformer.")][...].float()
+            yield key, tensor if mapped else aligned(tensor)
     except (OSError, KeyError, SafetensorError) as error:
         raise unreadable(name, error) from error
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Itself, or a copy that begins where a cache line does, as PyTorch's own do and what safetensors reads
+    does not: of a weight that lies across, a product in place takes 1.1 times as long."""
+    return tensor.clone() if tensor.data_ptr() % CACHE_LINE else tensor
 
 
 def unreadable(name: str, error: Exception) -> UserError:
