@@ -152,7 +152,9 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
     """The flags of many runs: those of a run, with a list of values each, and the plan's own."""
     add, compares, names = parser.add_argument, command == "compare", f"{{{','.join(METHODS)}}}"
     trained = [name for name, method in METHODS.items() if compares or method.trains]
-    add("--methods", nargs="+", type=one_of(trained), default=trained, metavar=names, help="(default: all)")
+    usual = [name for name in trained if METHODS[name].by_default]
+    about = f"(default: {' '.join(usual)})"
+    add("--methods", nargs="+", type=one_of(trained), default=usual, metavar=names, help=about)
     if compares:
         add("--seeds", nargs="+", type=int, default=(0, 1, 2), metavar="SEED", help="(default: 0 1 2)")
         recipes = {"nargs": "+", "type": one_of(COMPARED), "metavar": f"{{{','.join(COMPARED)}}}"}

@@ -40,6 +40,7 @@ class Method:
     trains: bool = True
     freezes_blocks: bool = True  # whether their matrices are frozen, and may be kept quantised
     merges: bool = True  # whether plain transformers modules can hold what was trained
+    by_default: bool = True  # whether compare and tune take it where no --methods are named
     Settings: type = NoSettings  # a frozen dataclass of `flag`s
 
     def adapt(self, model: nn.Module, settings: object, generator: Generator | None = None) -> nn.Module:
