@@ -31,7 +31,7 @@ def on_meta(blocks: int, method: str, **own: object) -> GPT2ForSequenceClassific
 
 @pytest.mark.parametrize("precision", sorted({"fp32", resolve_precision("auto", torch.device("cpu"))}))
 @pytest.mark.parametrize("plain", [True, False])
-@pytest.mark.parametrize("method", ["head", "lora", "full", "prelayer"])
+@pytest.mark.parametrize("method", ["head", "lora", "full", "prelayer", "dora", "lora-fa", "bitfit", "ia3"])
 def test_it_is_what_a_real_training_keeps_to_the_byte(method, plain, precision):
     """One step on one batch; parts by the record of the training, activations by what autograd saves."""
     prepared = prepare(RunConfig(**QUICK, method=method, plain=plain, precision=precision))
@@ -82,6 +82,8 @@ def test_it_is_what_the_allocator_gives_out_in_a_forward_pass_and_does_not_get_b
         ("full", {}, 2 + 3 + 16 + (1 + 1 + 1 + 4), 2),
         ("lora", {}, 2 + 3 + 16 + 1, 2 + 1),
         ("lora", {"target_modules": LINEAR}, 2 + 3 + 16 + (1 + 1 + 1 + 4), 2 + (1 + 1 + 1 + 4)),
+        ("lora-fa", {}, 2 + 3 + 16, 2 + 1),
+        ("lora-fa", {"target_modules": LINEAR}, 2 + 3 + 16, 2 + (1 + 1 + 1 + 4)),
         ("head", {}, 0, 0),
     ],
 )
@@ -95,7 +97,7 @@ def test_a_block_of_the_core_keeps_what_the_formula_on_the_page_says(
     )
     expected = 0
     if numbers:
-        wrapped = len(own.get("target_modules", ("attn.c_attn",))) if method == "lora" else 0
+        wrapped = len(own.get("target_modules", ("attn.c_attn",))) if method.startswith("lora") else 0
         floats = numbers * B * T * C + 2 * B * H * T * T + 4 * B * T + wrapped * B * T * r
         of_masks = masks * B * T * C + B * H * T * T
         expected = 4 * floats + (1 if as_on_a_gpu else 4) * of_masks + T * T  # which keys lie in the future

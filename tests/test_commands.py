@@ -22,6 +22,7 @@ from sklearn.metrics import f1_score
 from test_cli import BUNDLED, fails
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_from_scratch.base.fingerprint import is_added
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.batches import tokenize
@@ -34,7 +35,7 @@ from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train import evaluate
 from lora_from_scratch.train.evaluate import compare, predict_logits
 
-METHODS = ("head", "full", "lora", "prelayer")
+METHODS = ("head", "full", "lora", "prelayer", "dora", "lora-fa", "bitfit", "ia3")
 KEPT = (*METHODS, "prefix")  # cannot be merged
 TEXTS = ["a warm and funny film .", "dull", "it is not a bad film , and the end is a triumph"]
 
@@ -114,7 +115,7 @@ def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path
     assert values["data"]["validation_sentences"] == 498 and values["kind"] == "evaluation"
     assert values["evaluation"]["sentences_per_second"] > 0
     assert values["evaluation"]["predictions"] == trained["evaluation"]["predictions"]
-    digest = None if method in ("full", "prelayer") else trained["base"]["weights_sha256"]
+    digest = None if method in ("full", "prelayer", "bitfit") else trained["base"]["weights_sha256"]
     assert values["base"]["weights_sha256"] == digest  # None where the base's own weights were replaced
     assert values.keys() == trained.keys()
     assert f"{values['accuracy']:.2f} (" in text
@@ -442,7 +443,7 @@ def test_a_merged_checkpoint_is_plain(runs, merged, read_by_transformers, method
     adapted = load_adapted(runs / method)
     names = {name.replace(".base_layer", "") for name, _ in adapted.model.named_parameters()}
     saved = load_file(merged[0] / method / "model.safetensors")
-    assert saved.keys() == {name for name in names if ".lora_" not in name}
+    assert saved.keys() == {name for name in names if not is_added(name)}
     expected = [(p.label, p.probability) for p in predict(adapted, ["a fine film", "a mess"])]
     for (label, probability), (expected_label, expected_probability) in zip(
         read_by_transformers[method], expected, strict=True

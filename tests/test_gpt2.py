@@ -11,9 +11,11 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt, inject_lora
+from lora_from_scratch.base.fingerprint import is_added
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
+from lora_from_scratch.methods import METHODS
 
 LENGTHS = torch.tensor([1, 12, 7, 12, 3])
 LABELS = torch.tensor([0, 1, 1, 0, 1])
@@ -102,7 +104,7 @@ def test_what_stands_behind_the_end_is_never_read(tiny_gpt2, pad, classify):
     assert torch.equal(classify(tiny_gpt2, padded(pad), LENGTHS), classify(tiny_gpt2, padded(), LENGTHS))
 
 
-@pytest.mark.parametrize("method", ["none", "head", "lora", "prelayer", "prefix", "full"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_frozen_base_in_bf16_gives_what_autocast_gives(tiny_gpt2, method):
     from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 
@@ -110,7 +112,8 @@ def test_a_frozen_base_in_bf16_gives_what_autocast_gives(tiny_gpt2, method):
     randomize_lora(tiny_gpt2)
     lowered = keep_frozen_in_bf16(copy.deepcopy(tiny_gpt2))
     for (name, parameter), before in zip(lowered.named_parameters(), tiny_gpt2.parameters(), strict=True):
-        lower = not before.requires_grad and name != "score.weight"
+        whole = name == "score.weight" or is_added(name) or (method == "bitfit" and ".ln_" in name)
+        lower = not before.requires_grad and not whole
         assert parameter.dtype == (torch.bfloat16 if lower else torch.float32)
         assert parameter.requires_grad == before.requires_grad
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

@@ -43,6 +43,11 @@ def gpt2_small() -> GPT2ForSequenceClassification:
         ({"method": "prefix"}, 46_080, 1_536, 124_487_424),
         ({"method": "prefix", "freeze_head": True}, 46_080, 0, 124_487_424),
         ({"method": "prefix", "prefix_length": 7}, 64_512, 1_536, 124_505_856),
+        ({"method": "dora", "rank": 4}, 147_456 + 12 * 2_304, 1_536, 124_616_448),
+        ({"method": "dora", "target_modules": ("attn.c_proj",)}, 12 * (4 * 1_536 + 768), 1_536, 124_524_288),
+        ({"method": "lora-fa", "rank": 4}, 12 * 4 * 2_304, 1_536, 124_588_800),
+        ({"method": "bitfit"}, 102_144, 1_536, 124_441_344),
+        ({"method": "ia3"}, 55_296, 1_536, 124_496_640),
     ],
 )
 def test_counts_on_gpt2_small(options, adapter, head, total):
@@ -59,6 +64,10 @@ LEARNS = {
     "lora": lambda name: name == "score.weight" or name.endswith(("c_attn.lora_A", "c_attn.lora_B")),
     "prelayer": lambda name: name in ("score.weight", "transformer.wte.weight", "transformer.wpe.weight"),
     "prefix": lambda name: name == "score.weight" or name.endswith(".prefix"),
+    "dora": lambda name: name == "score.weight" or ".c_attn.lora_" in name,
+    "lora-fa": lambda name: name == "score.weight" or name.endswith("c_attn.lora_B"),
+    "bitfit": lambda name: name == "score.weight" or name.endswith(".bias"),
+    "ia3": lambda name: name == "score.weight" or ".ia3_" in name,
 }
 
 
@@ -99,39 +108,43 @@ def test_default_learning_rates_are_those_that_were_chosen():
         "lora": (5e-4, 5e-4),
         "prelayer": (3e-4, 2e-4),
         "prefix": (1e-2, 1e-2),
+        "dora": (5e-4, 5e-4),
+        "lora-fa": (5e-4, 5e-4),
+        "bitfit": (1e-3, 1e-3),
+        "ia3": (1e-2, 1e-2),
     }
     assert tiny_config().n_embd < 512
 
 
-def biases() -> type[Method]:
-    """The method that docs/adding-a-method.md gives as its example: only the biases, and the head."""
+def from_the_page() -> type[Method]:
+    """The method that docs/adding-a-method.md gives as its example: LayerNorm's weights, and the head."""
     page = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
     defined: dict[str, type[Method]] = {}
     exec(page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], defined)
-    return defined["Biases"]
+    return defined["LayerNorms"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
     """It trains, is saved, comes back, predicts, is evaluated, merges, and has a card."""
-    monkeypatch.setitem(METHODS, "biases", check(biases()()))
+    monkeypatch.setitem(METHODS, "layernorms", check(from_the_page()()))
     monkeypatch.setattr(
         commands, "_probe", lambda: ["a fine film", "it ends <|endoftext|>"]
     )  # merge's sentences
-    run = ["--method", "biases", "--limit-train", "64", "--max-steps", "4", "--output-dir"]
+    run = ["--method", "layernorms", "--limit-train", "64", "--max-steps", "4", "--output-dir"]
     assert cli.main([*BUNDLED, *run, str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert record["adapter_parameters"] == (4 * 11 + 1) * 256 and record["head_parameters"] == 512
+    assert record["adapter_parameters"] == (4 * 2 + 1) * 256 and record["head_parameters"] == 512
     adapted = load_adapted(tmp_path / "run")
-    assert adapted.model.transformer.h[0].attn.c_attn.bias.requires_grad
-    assert not adapted.model.transformer.h[0].attn.c_attn.weight.requires_grad
+    assert adapted.model.transformer.h[0].ln_1.weight.requires_grad
+    assert not adapted.model.transformer.h[0].ln_1.bias.requires_grad
     assert record["trainable_parameters"] == sum(
         p.numel() for p in adapted.model.parameters() if p.requires_grad
     )
     probability = predict(adapted, ["a fine film"])[0].probability
     assert 0.5 <= probability < 1
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "Bias vectors, tuned (BitFit), for mini-gpt2" in card and "merge --adapter ." in card
+    assert "LayerNorm weights, tuned, for mini-gpt2" in card and "merge --adapter ." in card
     flags = ["--dataset", "bundled", "--device", "cpu", "--output-dir", str(tmp_path / "out")]
     assert cli.main(["evaluate", "--adapter", str(tmp_path / "run"), *flags]) == 0
     again = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -156,7 +169,7 @@ def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, c
 def test_a_method_that_leaves_something_out_is_refused_when_it_is_registered(changes, message):
     before = dict(METHODS)
     with pytest.raises(TypeError, match=message):
-        methods.register(type("Half", (biases(),), changes)())
+        methods.register(type("Half", (from_the_page(),), changes)())
     assert before == METHODS
 
 
@@ -175,7 +188,7 @@ def test_a_method_has_flags_of_its_own_and_no_others(capsys, monkeypatch):
         depth: int = flag(3, "how deep", "D")
 
     monkeypatch.setitem(
-        METHODS, "deep", check(type("Deep", (biases(),), {"name": "deep", "Settings": Settings})())
+        METHODS, "deep", check(type("Deep", (from_the_page(),), {"name": "deep", "Settings": Settings})())
     )
     with pytest.raises(SystemExit):
         cli.main(["--help"])

@@ -62,9 +62,9 @@ def test_gradients_that_do_not_lie_in_order():
     torch.testing.assert_close(x.grad, layer("linear").weight.sum(0).expand(3, 5, 24), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["lora", "prelayer", "prefix", "head"])
+@pytest.mark.parametrize("method", ["lora", "prelayer", "prefix", "head", "dora", "lora-fa", "ia3"])
 def test_logits_and_gradients_of_a_model(tiny_gpt2, method):
-    adapt(tiny_gpt2, RunConfig(method=method, **({"dropout": 0.0} if method == "lora" else {})))
+    adapt(tiny_gpt2, RunConfig(method=method, **({"dropout": 0.0} if "lora" in method or method == "dora" else {})))
     randomize_lora(tiny_gpt2)
     reference = copy.deepcopy(tiny_gpt2)
     labels = torch.tensor([0, 1, 1, 0, 1])

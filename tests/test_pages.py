@@ -207,6 +207,18 @@ def memory(_: None) -> str:
     return table(*rows)
 
 
+def relatives(_: None) -> str:
+    """LoRA's relatives on GPT-2 small: what learns, and what is kept for the backward pass."""
+    linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    rows = [["method", "gradients and moments", "activations at 16 x 128", "at 16 x 12"]]
+    for method in ("lora", "lora-fa", "dora", "bitfit", "ia3"):
+        for targets in ((), linear) if method.startswith("lora") else ((),):
+            long, short = (accounted("GPT-2 small", method, tokens, *targets) for tokens in (128, 12))
+            sizes = long["gradients"] + long["moments"], long["activations"], short["activations"]
+            rows.append([f"`{method}`{', all linear layers' if targets else ''}", *map(gib, sizes)])
+    return table(*rows)
+
+
 def published_memory(_: None) -> str:
     """Beside the figures that the published table's author gives: what stays, and the peak."""
     rows = [["method", "weights + gradients + moments", "table", "with activations", "notebook's peak"]]
@@ -272,7 +284,7 @@ def moments(file: dict) -> str:
 
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
-    kinds += (processes, contended, memory, published_memory, quantised, moments)
+    kinds += (processes, contended, memory, published_memory, relatives, quantised, moments)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

@@ -98,6 +98,14 @@ SHAPES = {
         "rank_pattern": {"c_attn": 1},
         "alpha_pattern": {"h.1.mlp.c_proj": 3},
     },
+    "dora": {"target_modules": ALL, "use_dora": True},
+    "dora, rslora and patterns": {
+        "target_modules": ["c_attn", "attn.c_proj"],
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"c_attn": 1},
+        "alpha_pattern": {"h.1.attn.c_proj": 3},
+    },
     "rslora, one rank": {"target_modules": ["attn.c_proj"], "use_rslora": True, "r": 4},
     "the first pattern counts": {"target_modules": ALL, "rank_pattern": {"attn.c_proj": 2, "c_proj": 4}},
     "layer 0 as a number": {"target_modules": ["c_attn"], "layers_to_transform": 0},
@@ -216,7 +224,6 @@ def test_keys_that_change_no_logits_are_passed_over_in_one_warning(base, tmp_pat
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True),
         ("bias", "all"),
         ("bias", "lora_only"),
         ("init_lora_weights", "pissa"),
@@ -267,6 +274,8 @@ def test_what_changes_the_result_and_is_not_implemented_is_refused_by_its_key(ba
         ({"layers_to_transform": True}, "layers_to_transform = True is of the wrong kind"),
         ({"rank_pattern": {"c_attn": "3"}}, "rank_pattern = .* is of the wrong kind"),
         ({"use_rslora": 1}, "use_rslora = 1 is of the wrong kind"),
+        ({"use_dora": 1}, "use_dora = 1 is of the wrong kind"),
+        ({"use_dora": True}, "h.0.attn.c_attn.lora_magnitude_vector is missing"),
         ({"layers_pattern": "h"}, "layers_pattern needs layers_to_transform"),
         ({"target_modules": ".*c_attn", "layers_to_transform": 1}, "needs a list of target_modules"),
         ({"target_modules": "("}, "target_modules '\\(' is no regular expression"),
@@ -298,7 +307,7 @@ def test_what_peft_cannot_read_either_or_does_not_fit_is_refused(base, tmp_path,
 @pytest.mark.parametrize(
     ("settings", "variant"),
     [
-        ({"use_dora": True}, "belongs to DoRA"),
+        ({"use_dora": True}, "lora_magnitude_vector is DoRA's, and use_dora not true"),
         ({"lora_bias": True}, "belongs to lora_bias"),
         ({"bias": "lora_only"}, "unexpected tensor .*c_attn.*bias"),
         ({"target_modules": ["wte"], "fan_in_fan_out": False}, "belongs to LoRA around embeddings"),

@@ -961,7 +961,12 @@ ADAPTERS: list[Case] = [
         f"error: adapter/model.safetensors: {LFS}",
         {"adapter/config.json": "{}", "adapter/model.safetensors": POINTER},
     ),
-    inside("adapter-dora", f"error: {CONFIG}: use_dora = True {NOT_HERE}", adapter(use_dora=True)),
+    inside(
+        "adapter-dora-without-magnitudes",
+        f"error: {WEIGHTS}: {FIRST}lora_magnitude_vector is missing: {TOGETHER}",
+        adapter(use_dora=True),
+    ),
+    inside("adapter-qalora", f"error: {CONFIG}: use_qalora = True {NOT_HERE}", adapter(use_qalora=True)),
     inside("adapter-bias", f"error: {CONFIG}: bias = 'all' {NOT_HERE}", adapter(bias="all")),
     inside(
         "adapter-replication",
@@ -970,7 +975,8 @@ ADAPTERS: list[Case] = [
     ),
     inside(
         "adapter-dora-by-its-tensors",
-        f"error: {WEIGHTS}: {FIRST}lora_magnitude_vector belongs to DoRA, {UNFIT}",
+        f"error: {WEIGHTS}: {FIRST}lora_magnitude_vector is DoRA's, and use_dora not true in "
+        "adapter_config.json: set it there, or take another copy",
         adapter(tensors={f"{FIRST}lora_magnitude_vector": (768,)}),
     ),
     inside(
@@ -1471,7 +1477,7 @@ AFTERWARDS = [
 
 RUN = "--model bundled --dataset bundled --device cpu --precision fp32 "
 TRAIN = "--model bundled --dataset d.csv --device cpu --precision fp32 --method head --output-dir o "
-METHODS = "none, head, full, lora, prelayer, prefix"
+METHODS = "none, head, full, lora, prelayer, prefix, dora, lora-fa, bitfit, ia3"
 FRONT_DOOR = [
     Case("a flag", "--ranks 4", "error: unrecognized arguments: --ranks; did you mean --rank?"),
     Case("a flag with =", "--epoch=3", "error: unrecognized arguments: --epoch; did you mean --epochs?"),

@@ -65,8 +65,8 @@ def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
 
 
 def is_added(name: str) -> bool:
-    """Whether a parameter is none of a base's: LoRA's A or B, or a prefix."""
-    return ".lora_" in name or name.endswith(".prefix")
+    """Whether a parameter is none of a base's: LoRA's and DoRA's, (IA)^3's, or a prefix."""
+    return ".lora_" in name or ".ia3_" in name or name.endswith(".prefix")
 
 
 def config_fingerprint(model: nn.Module) -> str:

@@ -83,12 +83,13 @@ def merge(adapter: Path, model: str | None, out: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     adapted, texts = load_adapted(adapter, model), _probe()
-    if adapted.method and not method_named(adapted.method).merges:
+    way = method_named(adapted.method) if adapted.method else None
+    if way and not way.merges:
         what = f"what --method {adapted.method} trains has no place in a plain checkpoint"
         raise UserError(f"{adapter}: {what}; use predict or evaluate on the folder as it is")
     expected = _our_logits(adapted, texts)
     with appearing(out) as aside:
-        merge_lora(adapted.model)
+        (way.merge if way else merge_lora)(adapted.model)
         checkpoint.save(adapted, aside)
         reread = AutoModelForSequenceClassification.from_pretrained(
             aside, dtype=torch.float32, use_safetensors=True

@@ -15,19 +15,29 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 from transformers.pytorch_utils import Conv1D
 
+from lora_from_scratch.base.fingerprint import is_added
 from lora_from_scratch.base.quantised import QuantisedLinear
 from lora_from_scratch.core.surgery import place
 from lora_from_scratch.fast.freed_memory import give_back_freed
 
 
 def keep_frozen_in_bf16(model: nn.Module) -> nn.Module:
-    """Store what does not learn, the head apart, in bf16: half the memory, and no cast of it in every step.
+    """Store the base's weights that do not learn, the head apart, in bf16: half the memory, and no cast in
+    every step.
 
     Autocast rounds the matrices the same way; embeddings and LayerNorm it would leave in fp32, as what learns
-    is left here. Nothing here undoes it: the weights on disk are the whole ones.
+    is left here, and what was added to the base. A LayerNorm of which a part learns stays whole, since its
+    kernel takes one type. Nothing here undoes it: the weights on disk are the whole ones.
     """
+    whole = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm) and any(p.requires_grad for p in module.parameters())
+        for parameter in module.parameters()
+    }
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and not name.startswith("score."):
+        kept = parameter.requires_grad or parameter in whole or is_added(name)
+        if not kept and not name.startswith("score."):
             parameter.data = parameter.data.to(torch.bfloat16)
     return model
 

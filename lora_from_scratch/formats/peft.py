@@ -1,12 +1,10 @@
 """Adapter files in PEFT's on-disk format, both ways: adapter_config.json and adapter_model.safetensors.
 
-What is saved is exactly what has `requires_grad`: LoRA's A and B, and whole modules (the head always). PEFT
+What is saved is what has `requires_grad`, LoRA's A in any case, and whole modules (the head always). PEFT
 reads the files as its own; `load_adapter` reads PEFT's, and refuses whatever it would get silently wrong.
 """
 
 import json
-import os
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,27 +16,30 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.base.fingerprint import check_base, fingerprints
 from lora_from_scratch.base.load import BUNDLED, BUNDLED_MODEL
-from lora_from_scratch.core.surgery import inject_each
+from lora_from_scratch.core.surgery import inject_each, lora_layers
 from lora_from_scratch.errors import UserError, printable
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base, refuse_pickle
+from lora_from_scratch.formats.peft_base import base_here, check_architecture
 from lora_from_scratch.formats.peft_config import CONFIG, PREFIX, PeftConfig, read_config, shown, understand
 from lora_from_scratch.formats.peft_writing import configuration, saved_tensors
 from lora_from_scratch.formats.seal import check_seal
 from lora_from_scratch.formats.tensors import Tensors, check_shapes, fill, read_tensors, write_tensors
 from lora_from_scratch.formats.whole_files import appearing
+from lora_from_scratch.methods.dora_linear import with_magnitudes
+from lora_from_scratch.methods.lora_fa import freeze_A
 
 TITLE = "peft"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
+MAGNITUDES = ".lora_magnitude_vector"  # DoRA's, to which PEFT adds no ".weight"
+FROZEN = "frozen"  # in the metadata, where B learns and A does not (LoRA-FA)
 # What else may stand in a file of PEFT's, and what it asks for.
 EMBEDDING = "transformer.wte.weight"
 VARIANTS = {
-    "lora_magnitude_vector": "DoRA",
     "lora_embedding_A": "LoRA around embeddings",
     "lora_embedding_B": "LoRA around embeddings",
     "lora_B.bias": "lora_bias",
 }
-GPT2 = re.compile(r"transformer\.(h\.\d+\.(attn\.c_|attn\.q_attn|mlp\.c_)|wte|wpe)|score$|lm_head$")
 
 IN_PEFT = """\
 In PEFT:
@@ -72,8 +73,8 @@ def load(folder: Path, base_name: str | None = None) -> Adapted:
     """The base that the files name, with `load_adapter` applied; raises what that and `load_base` do."""
     config = read_config(folder)
     tensors, metadata = _read_weights(folder)
-    _check_architecture(config, tensors, folder)
-    name = base_name or _base_here(config.base_model_name_or_path)
+    check_architecture(config, tensors, folder)
+    name = base_name or base_here(config.base_model_name_or_path)
     base = load_base(folder / WEIGHTS, name, metadata, tensors.get(PREFIX + HEAD_WEIGHT))
     load_adapter(base.model, folder, base.tokenizer)
     return base
@@ -106,6 +107,8 @@ def save_adapter(
     if len(whole) == len(tensors):
         tensors |= {name: torch.zeros(shape) for name, shape in _lora_shapes(targets, config).items()}
     metadata = fingerprints(model, tokenizer, whole)
+    if any(layer.lora_B.requires_grad > layer.lora_A.requires_grad for _, layer in lora_layers(model)):
+        metadata[FROZEN] = "lora_A"
     if len(getattr(getattr(model, "config", None), "id2label", ())) > 1:
         metadata["labels"] = json.dumps(Adapted(model, tokenizer, base_name).label_names)
     with appearing(folder) as aside:
@@ -140,7 +143,11 @@ def load_adapter(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = N
 
     if any(tensor.any() for name, tensor in tensors.items() if name not in whole):
         inject_each(model, {name: config.update(name) for name in targets})
+        if config.use_dora:
+            with_magnitudes(model)
         fill(model, tensors)
+        if FROZEN in metadata:
+            freeze_A(model)
     else:  # the zeros of a model without LoRA layers
         fill(model, whole)
     return model
@@ -149,26 +156,6 @@ def load_adapter(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = N
 def _read_weights(folder: Path) -> tuple[Tensors, dict[str, str]]:
     refuse_pickle(folder, "adapter_model.bin", WEIGHTS)
     return read_tensors(folder / WEIGHTS)
-
-
-def _base_here(name: str | None) -> str | None:
-    """What a configuration calls the base, unless that is the bundled one of some installation."""
-    ending = re.split(r"[\\/]", (name or "").rstrip("\\/"))[-2:]
-    is_bundled = ending == list(BUNDLED_MODEL.parts[-2:])
-    return BUNDLED if is_bundled and (not os.path.isdir(name) or name == str(BUNDLED_MODEL)) else name
-
-
-def _check_architecture(config: PeftConfig, tensors: Tensors, folder: Path) -> None:
-    """Raise `UserError` if nothing around A and B, or no head, is a GPT-2 classifier's."""
-    layers = [key.removeprefix(PREFIX).partition(".lora_")[0] for key in tensors if ".lora_" in key]
-    foreign = next((layer for layer in layers if not GPT2.match(layer)), None)
-    head = next((key.removeprefix(PREFIX) for key in tensors if ".classifier." in key), None)
-    if PREFIX + HEAD_WEIGHT in tensors and not foreign:
-        return
-    if foreign or head:
-        base = printable(config.base_model_name_or_path or "another architecture")[:60]
-        why = f"{printable(foreign or head)[:60]} is no part of GPT-2"
-        raise UserError(f"{folder}: its base is {base} ({why}): this project adapts GPT-2 alone")
 
 
 def _targets(model: nn.Module, config: PeftConfig, folder: Path) -> dict[str, nn.Module]:
@@ -198,6 +185,9 @@ def _fitting(
     path, parameters = folder / WEIGHTS, {name: p.shape for name, p in model.named_parameters()}
     for key in sorted(stored):
         name = key.removeprefix(PREFIX)
+        if name.endswith(MAGNITUDES) and not config.use_dora:
+            what = f"{printable(key)[:90]} is DoRA's, and use_dora not true in {CONFIG}"
+            raise UserError(f"{path}: {what}: set it there, or take another copy")
         variant = next((what for part, what in VARIANTS.items() if part in name), None)
         if variant:
             raise UserError(
@@ -232,6 +222,8 @@ def _lora_shapes(targets: dict[str, nn.Module], config: PeftConfig) -> dict[str,
         rank = config.update(name)["rank"]
         in_dim, out_dim = layer.weight.shape if isinstance(layer, Conv1D) else layer.weight.T.shape
         shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = (rank, in_dim), (out_dim, rank)
+        if config.use_dora:
+            shapes[name + MAGNITUDES] = (out_dim,)
     return shapes
 
 
@@ -241,4 +233,4 @@ def _meaning(config: PeftConfig, targets: Iterable[str], whole: Iterable[str]) -
 
 
 def _file_key(name: str) -> str:
-    return f"{PREFIX}{name}.weight" if ".lora_" in name else PREFIX + name
+    return f"{PREFIX}{name}.weight" if name.endswith((".lora_A", ".lora_B")) else PREFIX + name

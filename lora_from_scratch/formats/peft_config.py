@@ -27,7 +27,7 @@ DEFAULT_TARGETS = {"gpt2": ["c_attn"]}  # by the model's type, where the configu
 # Keys that would make other logits, or another adapter of the same tensors: refused unless they are neutral.
 REFUSED = {"alora_invocation_tokens", "arrow_config", "bias", "ensure_weight_tying", "kasa_config"}
 REFUSED |= {"layer_replication", "megatron_config", "monteclora_config", "target_parameters", "use_bdlora"}
-REFUSED |= {"lora_bias", "trainable_token_indices", "use_dora", "use_qalora", "velora_config"}
+REFUSED |= {"lora_bias", "trainable_token_indices", "use_qalora", "velora_config"}
 HARMLESS = {"auto_mapping", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_type", "peft_version"}
 HARMLESS |= {"init_lora_weights", "qalora_group_size"}
 NEUTRAL = (None, False, "", "none", [], {})
@@ -74,6 +74,7 @@ KINDS = {
     "rank_pattern": lambda value: _table(value, _rank),
     "alpha_pattern": lambda value: _table(value, _alpha),
     "use_rslora": lambda value: isinstance(value, bool),
+    "use_dora": lambda value: isinstance(value, bool),
     "task_type": _text,
     "base_model_name_or_path": _text,
 }
@@ -96,6 +97,7 @@ class PeftConfig:
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     use_rslora: bool = False
+    use_dora: bool = False
     task_type: str | None = None
     base_model_name_or_path: str | None = None
     passed_over: tuple[str, ...] = ()  # keys that change no logits, or that PEFT does not know

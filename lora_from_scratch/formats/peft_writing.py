@@ -11,6 +11,7 @@ from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.peft_config import CONFIG, HEADS, PeftConfig, understand
+from lora_from_scratch.methods.dora_linear import DoRALinear
 
 
 def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -34,14 +35,18 @@ def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> dict[str, object]:
     """The configuration that gives, in PEFT and here, the model's LoRA layers and the parameters in `whole`.
 
-    Raises `UserError` if the layers differ in dropout, which one configuration cannot say.
+    Raises `UserError` if the layers differ in dropout, or in whether they are DoRA's, which it cannot say.
     """
     layers = dict(lora_layers(model))
     dropouts = {layer.lora_dropout.p for layer in layers.values()} or {0.0}
     if len(dropouts) > 1:
         raise UserError("the LoRA layers differ in dropout, and PEFT knows one for all: set them alike")
+    kinds = {isinstance(layer, DoRALinear) for layer in layers.values()}
+    if len(kinds) > 1:
+        raise UserError("some LoRA layers are DoRA's and some not, and PEFT knows one kind for all")
     values = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "init_lora_weights": True}
     values["lora_dropout"] = dropouts.pop()
+    values |= {"use_dora": True} if True in kinds else {}
     values["base_model_name_or_path"] = base_name or getattr(model, "name_or_path", None)
     values["task_type"] = "SEQ_CLS" if "score.weight" in whole else None
     # Modules by their last name, if that names just what learns whole, else in full.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from lora_from_scratch.errors import UserError
+from lora_from_scratch.methods.bitfit import BitFit
+from lora_from_scratch.methods.dora import DoRA
 from lora_from_scratch.methods.full import Full
 from lora_from_scratch.methods.head import Head
+from lora_from_scratch.methods.ia3 import IA3
 from lora_from_scratch.methods.interface import Method, check
 from lora_from_scratch.methods.lora import LoRA
+from lora_from_scratch.methods.lora_fa import LoRAFA
 from lora_from_scratch.methods.none import NoFineTuning
 from lora_from_scratch.methods.prefix import Prefix
 from lora_from_scratch.methods.prelayer import PreLayer
@@ -21,6 +25,8 @@ def register(method: Method) -> None:
 
 
 for _method in (NoFineTuning(), Head(), Full(), LoRA(), PreLayer(), Prefix()):
+    register(_method)
+for _method in (DoRA(), LoRAFA(), BitFit(), IA3()):
     register(_method)
 
 

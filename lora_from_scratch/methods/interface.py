@@ -62,6 +62,12 @@ class Method:
         """AdamW's groups for the adapted model."""
         return decay_matrices(model.parameters(), weight_decay)
 
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Fold what was added into the base's own weights, in place: plain transformers modules are left."""
+        from lora_from_scratch.core.surgery import merge_lora
+
+        return merge_lora(model)
+
     def describe(self, settings: object) -> str | None:
         """A line of the model card about the settings."""
         return None
