@@ -1,4 +1,4 @@
-"""BitFit: every bias and the head, step for step by torch's AdamW; merged it is the base with other biases."""
+"""BitFit: every bias and the head, step for step by torch's AdamW; merging has nothing to fold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bitfit() -> GPT2ForSequenceClassification:
 
 
 def test_the_biases_of_gpt2_small_by_layer():
-    """Table 3's kinds: query, key, value; attention's output; the MLP's two; both LayerNorms; and the last."""
+    """Of queries, keys and values; of attention's output; of the MLP's two; of LayerNorms, the last too."""
     with torch.device("meta"):
         model = adapt(GPT2ForSequenceClassification(GPT2Config(num_labels=2)), RunConfig(method="bitfit"))
     learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}

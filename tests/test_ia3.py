@@ -140,22 +140,18 @@ def test_merged_it_is_a_plain_checkpoint_that_computes_the_same_in_transformers(
 @pytest.mark.parametrize("width", [6, 9])  # with 6 the second layer is square
 def test_a_linear_layer_merges_as_a_conv1d_does(kind, width):
     torch.manual_seed(0)
-    made = {}
-    for name, base in (("conv1d", Conv1D(width, 6)), ("linear", nn.Linear(6, width))):
-        if made:
-            weight, bias = made["conv1d"][1]
-            base.weight.data, base.bias.data = weight.T.clone(), bias.clone()
-        made[name] = base, [base.weight.detach().clone(), nn.init.normal_(base.bias).detach().clone()]
-    x, found = torch.randn(4, 6), []
-    for base, _ in made.values():
-        layer = kind(base)
-        draw = torch.Generator().manual_seed(1)
+    conv1d, linear, x, found = Conv1D(width, 6), nn.Linear(6, width), torch.randn(4, 6), []
+    nn.init.normal_(conv1d.weight)
+    conv1d.bias.data = linear.bias.detach().clone()
+    linear.weight.data = conv1d.weight.detach().T.clone()
+    for base in (conv1d, linear):
+        layer, draw = kind(base), torch.Generator().manual_seed(1)
         for vector in layer.parameters(recurse=False):
             nn.init.normal_(vector, generator=draw)
         found.append(layer(x))
         torch.testing.assert_close(layer.merge()(x), found[-1], rtol=1e-5, atol=1e-6)
+        assert layer.merge() is base
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
-    assert type(layer.merge()) is nn.Linear
 
 
 def test_the_fast_pass_is_the_plain_one_forward_and_backward():
@@ -180,11 +176,11 @@ def test_in_bf16_a_factor_near_1_still_counts():
     x = torch.randn(64, 16).bfloat16()
     with torch.no_grad():
         before = layer(x)
-        layer.ia3_v.fill_(1.002)
+        layer.ia3_v.fill_(1.003)
         after = layer(x)
     assert before.dtype == after.dtype == torch.bfloat16
     assert torch.equal(after[:, :32], before[:, :32])
-    assert 0.1 < (after[:, 32:] != before[:, 32:]).float().mean() < 0.9
+    assert torch.tensor(1.003).bfloat16() == 1 and (after[:, 32:] != before[:, 32:]).float().mean() > 0.3
 
 
 def test_what_was_added_is_no_part_of_the_base():

@@ -11,7 +11,7 @@ from conftest import randomize_lora
 from plain_loop import ours_trained, theirs_trained
 from test_accounting import on_meta
 from test_against_peft import TARGET_SETS, base_model, in_peft, in_peft_terms, logits
-from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt, load_adapter, merge_lora, save_adapter
 from lora_from_scratch.compare.accounting import account_model
@@ -30,9 +30,8 @@ def lora_fa(targets: tuple[str, ...] = ("attn.c_attn",)) -> GPT2ForSequenceClass
     return model
 
 
-@pytest.mark.parametrize("targets", TARGET_SETS)
-def test_fifty_steps_are_those_of_pefts_lora_with_a_frozen(targets, tiny_examples: TokenizedExamples):
-    ours, theirs = lora_fa(targets), in_peft(base_model(), targets, rank=3).double()
+def test_fifty_steps_are_those_of_pefts_lora_with_a_frozen(tiny_examples: TokenizedExamples):
+    ours, theirs = lora_fa(LINEAR), in_peft(base_model(), LINEAR, rank=3).double()
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
             if parameter.requires_grad or name.endswith("lora_A"):
@@ -88,7 +87,7 @@ def test_in_bf16_the_frozen_a_is_not_rounded():
 
 @pytest.mark.parametrize("targets", [("attn.c_attn",), LINEAR])
 def test_a_layer_keeps_a_x_and_not_x(targets):
-    """What autograd saves in a block of GPT-2 small's width, against LoRA's: the inputs of the layers less."""
+    """What autograd saves in a block of GPT-2 small's width: less than LoRA's by the layers' inputs."""
     B, T, C = 16, 24, 768
     by_method = {}
     for method in ("lora", "lora-fa"):
@@ -99,19 +98,3 @@ def test_a_layer_keeps_a_x_and_not_x(targets):
         by_method[method] = two - one
     inputs = 1 if targets == ("attn.c_attn",) else 1 + 1 + 1 + 4  # in units of B T C
     assert by_method["lora"] - by_method["lora-fa"] == 4 * inputs * B * T * C
-
-
-def test_the_saving_on_gpt2_small():
-    """12 x 16 x 128 x 768 numbers of 4 bytes, of 1.92 GiB; around all linear layers seven times as many."""
-    for targets, inputs in ((("attn.c_attn",), 1), (LINEAR, 7)):
-        sizes = {}
-        for method in ("lora", "lora-fa"):
-            with torch.device("meta"):
-                model = GPT2ForSequenceClassification(GPT2Config(num_labels=2, pad_token_id=0))
-            adapted = adapt(model, RunConfig(method=method, target_modules=targets))
-            sizes[method] = account_model(adapted, 16, 128, as_on_a_gpu=True)
-        saved = sizes["lora"]["activations"] - sizes["lora-fa"]["activations"]
-        assert saved == 12 * inputs * 16 * 128 * 768 * 4
-        widths = {"mlp.c_proj": 3072}
-        of_a = 12 * 4 * sum(widths.get(target, 768) for target in targets)
-        assert sizes["lora"]["gradients"] - sizes["lora-fa"]["gradients"] == 4 * of_a

@@ -210,12 +210,12 @@ def memory(_: None) -> str:
 def relatives(_: None) -> str:
     """LoRA's relatives on GPT-2 small: what learns, and what is kept for the backward pass."""
     linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    rows = [["method", "gradients and moments", "activations at 16 x 128", "at 16 x 12"]]
+    rows = [["method", "gradients and moments", "activations at 16 x 128"]]
     for method in ("lora", "lora-fa", "dora", "bitfit", "ia3"):
-        for targets in ((), linear) if method.startswith("lora") else ((),):
-            long, short = (accounted("GPT-2 small", method, tokens, *targets) for tokens in (128, 12))
-            sizes = long["gradients"] + long["moments"], long["activations"], short["activations"]
-            rows.append([f"`{method}`{', all linear layers' if targets else ''}", *map(gib, sizes)])
+        for targets in ((), linear) if method in ("lora", "lora-fa") else ((),):
+            sizes = accounted("GPT-2 small", method, 128, *targets)
+            name = f"`{method}`{', all linear layers' if targets else ''}"
+            rows.append([name, gib(sizes["gradients"] + sizes["moments"]), gib(sizes["activations"])])
     return table(*rows)
 
 

@@ -6,9 +6,9 @@ from lora_from_scratch.methods.interface import Method
 class BitFit(Method):
     """h = W0 x + b in every layer, where b alone learns; LayerNorm's biases too; and the head.
 
-    Source: Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
-    Language-models", arXiv:2106.10199. GPT-2 small has 12 * 8448 + 768 = 102,144 biases. The causal mask, which
-    earlier versions of transformers keep as a buffer called `bias`, is no parameter.
+    Source: Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based
+    Masked Language-models", arXiv:2106.10199. GPT-2 small has 12 * 8448 + 768 = 102,144 biases. The causal
+    mask, which earlier versions of transformers keep as a buffer called `bias`, is no parameter.
     """
 
     name = "bitfit"

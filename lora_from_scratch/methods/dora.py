@@ -1,4 +1,4 @@
-"""DoRA as a method: LoRA's settings and places, and a magnitude for each output. The idea: `dora_linear.py`."""
+"""DoRA as a method: LoRA's settings and places, and a magnitude for each output; see `dora_linear.py`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """The length of each output's row of it, `(out_dim,)`: a constant to the backward pass (section 4.3)."""
+        """The length of each output's row, `(out_dim,)`: a constant to the backward pass (section 4.3)."""
         return torch.linalg.vector_norm(self.direction(), dim=1)
 
     def forward(self, x: Tensor) -> Tensor:

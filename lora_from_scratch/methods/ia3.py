@@ -16,8 +16,8 @@ class IA3(Method):
 
     Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
     Learning", arXiv:2205.05638, section 3.3; the layers are in `ia3_linear.py`. On GPT-2 small these are
-    12 * (768 + 768 + 3072) = 55,296 parameters. PEFT's multiplies all of the fused c_attn, queries too: 64,512
-    parameters that mean something else, so its files are neither read nor written.
+    12 * (768 + 768 + 3072) = 55,296 parameters. PEFT's multiplies all of the fused c_attn, queries too:
+    64,512 parameters that mean something else, so its files are neither read nor written.
     """
 
     name = "ia3"
