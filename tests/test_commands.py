@@ -519,7 +519,7 @@ def test_compare_sees_flips_and_what_is_not_finite():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
-@pytest.mark.parametrize(("method", "count"), [("lora", 60), ("prelayer", 20)])
+@pytest.mark.parametrize(("method", "count"), [("lora", 60), ("prelayer", 20), ("dora", 20)])
 def test_verify_compares_with_peft_both_ways(runs, method, count, capsys, monkeypatch):
     assert len(commands._probe()) == 499
     compare_few(monkeypatch, count)
