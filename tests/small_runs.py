@@ -27,6 +27,7 @@ from lora_from_scratch.train.log import Training
 
 STEPS = 8  # two epochs of 14 sentences, by 4: the last batch of each is short
 METHODS = ("lora", "full", "prelayer", "prefix")
+RELATIVES = ("dora", "lora-fa", "bitfit", "ia3")
 
 
 def write_base(folder: Path, **changes: object) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import METHODS, ready, trained, write_base, write_sentences
+from small_runs import METHODS, RELATIVES, ready, trained, write_base, write_sentences
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig
@@ -38,7 +38,7 @@ def asked(tmp_path):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("method", [*METHODS, "head"])
+@pytest.mark.parametrize("method", [*METHODS, *RELATIVES, "head"])
 def test_training_on_the_rows_that_occur_is_the_same_bit_for_bit(method, precision, asked):
     """Of a base that is kept for other runs, and of one that is read for this one."""
     changes = {"method": method, "precision": precision, "eval_every": 3}

@@ -18,6 +18,7 @@ from transformers import GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch import RunConfig, UserError, adapt, load_adapter, merge_lora, merged, save_adapter
+from lora_from_scratch.base.precisions import rounded
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import inject_each, lora_layers
@@ -98,6 +99,7 @@ def test_the_weight_is_torchs_weight_norm_of_the_moved_weight(kind):
     base = ours.base_layer
     weight = base.weight.T if isinstance(base, Conv1D) else base.weight  # (out, in)
     moved = weight + 5 / 2 * ours.lora_B @ ours.lora_A
+    assert ours.lora_magnitude_vector.shape == (6,)
     expected = torch._weight_norm(moved, ours.lora_magnitude_vector[:, None], 0)
     got = ours.weight.T if isinstance(base, Conv1D) else ours.weight
     assert ours.weight.shape == base.weight.shape
@@ -254,12 +256,18 @@ def test_over_packed_weights_it_is_the_same(dropout):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_in_bf16_it_keeps_its_types_and_stays_near(packed):
-    """The magnitudes and the norm stay in fp32; what runs on is bf16, as behind the bare layer."""
+def test_in_bf16_it_keeps_its_types_and_stays_near(packed, monkeypatch):
+    """The norm is computed in fp32, outside autocast; what runs on is bf16, as behind the bare layer."""
     ours = dora(TARGET_SETS[1]).float()
-    exact, seen = fast_classify(ours, IDS, LENGTHS), []
+    exact, norm, seen = fast_classify(ours, IDS, LENGTHS), DoRALinear.norm, []
+
+    def watched(layer: DoRALinear) -> torch.Tensor:
+        seen.append((norm(layer).dtype, torch.is_autocast_enabled("cpu")))
+        return norm(layer)
+
+    monkeypatch.setattr(DoRALinear, "norm", watched)
     for _, one in lora_layers(ours):
-        one.register_forward_hook(lambda layer, _, y: seen.append((layer.norm().dtype, y.dtype)))
+        one.register_forward_hook(lambda layer, _, y: seen.append(y.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         plain = fast_classify(ours, IDS, LENGTHS)
         keep_frozen_in_bf16(ours)
@@ -269,7 +277,7 @@ def test_in_bf16_it_keeps_its_types_and_stays_near(packed):
                 lowered = fast_classify(ours, IDS, LENGTHS)
         else:
             lowered = fast_classify(ours, IDS, LENGTHS)
-    assert set(seen) == {(torch.float32, torch.bfloat16)}
+    assert set(seen) == {(torch.float32, False), torch.bfloat16}
     rounding = (plain - exact).abs().max()
     assert (lowered - exact).abs().max() < 4 * rounding + 0.02
 
@@ -299,3 +307,12 @@ def test_a_file_says_whose_it_is_by_its_tensors(tmp_path):
     tensors, _ = our_peft.read_tensors(Path(tmp_path) / our_peft.WEIGHTS)
     names = {key.rpartition("c_attn.")[2] for key in tensors if "c_attn" in key}
     assert names == {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"}
+
+
+def test_on_a_quantised_base_it_computes_as_on_the_rounded_one():
+    asked = RunConfig(method="dora", rank=3, alpha=8, base_precision="nf4")
+    kept = adapt(base_model(), asked, torch.Generator().manual_seed(0))
+    dense = asked.way.adapt(rounded(base_model(), "nf4"), asked.settings, torch.Generator().manual_seed(0))
+    expected = logits(perturbed(dense).eval())
+    torch.testing.assert_close(logits(perturbed(kept).eval()), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(merge_lora(dense)), expected, rtol=0, atol=1e-5)

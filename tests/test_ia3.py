@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch import RunConfig, UserError, adapt
 from lora_from_scratch.base.fingerprint import weights_fingerprint
+from lora_from_scratch.base.precisions import quantise, rounded
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
@@ -202,3 +203,17 @@ def test_peft_scales_queries_too():
         theirs = peft.get_peft_model(model, peft.IA3Config(fan_in_fan_out=True))
     count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     assert count == 64_512 == 55_296 + 12 * 768
+
+
+def test_on_a_quantised_base_it_computes_as_on_the_rounded_one():
+    kept, dense = (METHODS["ia3"].adapt(make(base_model(), "nf4"), None) for make in (quantise, rounded))
+    for model in (kept, dense):
+        draw = torch.Generator().manual_seed(1)
+        for name, vector in model.named_parameters():
+            if ".ia3_" in name:
+                nn.init.normal_(vector, mean=1.0, std=0.3, generator=draw)
+    expected = logits(dense.eval())
+    torch.testing.assert_close(logits(kept.eval()), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(METHODS["ia3"].merge(dense)), expected, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="this base is quantised"):
+        METHODS["ia3"].merge(kept)

@@ -111,7 +111,7 @@ def test_default_learning_rates_are_those_that_were_chosen():
         "dora": (5e-4, 5e-4),
         "lora-fa": (5e-4, 5e-4),
         "bitfit": (1e-3, 1e-3),
-        "ia3": (1e-2, 1e-2),
+        "ia3": (3e-3, 3e-3),
     }
     assert tiny_config().n_embd < 512
 

@@ -20,6 +20,7 @@ import torch
 from conftest import tiny_config
 from small_runs import (
     METHODS,
+    RELATIVES,
     STEPS,
     ready,
     trained,
@@ -57,6 +58,7 @@ from lora_from_scratch.train.training import Course, train
 ROOT = Path(__file__).parents[1]
 PRECISIONS = sorted({"fp32", resolve_precision("auto", torch.device("cpu"))})
 ALL = list(itertools.product(METHODS, (False, True), PRECISIONS))
+ALL += [(method, False, PRECISIONS[0]) for method in RELATIVES]
 
 
 def resumed(path: Path, **changes: object):

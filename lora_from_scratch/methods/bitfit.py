@@ -14,7 +14,7 @@ class BitFit(Method):
     name = "bitfit"
     summary = "the bias vectors, and the head"
     saved_as = "Bias vectors, tuned (BitFit),"
-    rates = (1e-3, 1e-3)
+    rates = (1e-3, 1e-3)  # twice LoRA's, as a place to start from; not tuned here
     format = "tensors"
     by_default = False
 

@@ -20,7 +20,7 @@ class DoRA(LoRA):
     name = "dora"
     summary = "LoRA for directions, the magnitudes learn apart; and the head"
     saved_as = "A DoRA adapter"
-    rates = LoRA.rates
+    rates = LoRA.rates  # not tuned for it
     by_default = False
 
     def adapt(

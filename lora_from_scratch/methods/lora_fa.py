@@ -21,7 +21,7 @@ class LoRAFA(LoRA):
     name = "lora-fa"
     summary = "LoRA with A frozen as it was drawn, and the head"
     saved_as = "A LoRA adapter (LoRA-FA: its A was frozen)"
-    rates = LoRA.rates
+    rates = LoRA.rates  # not tuned for it
     by_default = False
 
     def adapt(
