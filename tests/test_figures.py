@@ -74,7 +74,9 @@ def test_an_a_for_each_part_is_a_block_diagonal_b():
     fused.lora_A.data = torch.cat([part.lora_A for part in parts])
     fused.lora_B.data = torch.block_diag(*(part.lora_B for part in parts))
     x = torch.randn(4, 6, dtype=torch.float64)
-    torch.testing.assert_close(fused(x), torch.cat([part(x) for part in parts], dim=1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        fused(x), torch.cat([part(x) for part in parts], dim=1), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("target", "lowest"), [("attn.c_attn", 0), ("h.2.attn.c_attn", 2)])
@@ -86,7 +88,11 @@ def test_backward_ends_at_the_lowest_adapter(target, lowest):
     randomize_lora(model)
     needs = []
     for name, module in model.named_modules():
-        if not name.endswith((".h", "attn")) and isinstance(module, nn.Module) and not list(module.children()):
+        if (
+            not name.endswith((".h", "attn"))
+            and isinstance(module, nn.Module)
+            and not list(module.children())
+        ):
             module.register_forward_hook(lambda _, __, y, name=name: needs.append((name, y.requires_grad)))
     model(input_ids=torch.arange(1, 9)[None]).logits.sum().backward()
     order = [name for name, _ in needs]

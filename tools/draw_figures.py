@@ -17,6 +17,19 @@ WIDTH = 480
 INK, PALE, ARROW = "#1f2933", "#334e68", "#52606d"
 FROZEN, LEARNS, EMPTY = ("#d9e2ec", "#486581"), ("#fce0b3", "#b44d12"), ("#ffffff", "#829ab1")
 
+ROWS = (  # of the picture of the backward pass: top, height, kind, words
+    (70, 44, FROZEN, "token and position embeddings"),
+    (134, 36, FROZEN, "block 0: ln_1"),
+    (176, 62, FROZEN, "c_attn: W0"),
+    (244, 36, FROZEN, "attention, MLP"),
+    (300, 36, FROZEN, "block 1: ln_1"),
+    (342, 62, FROZEN, "c_attn: W0"),
+    (410, 36, FROZEN, f"and so on, to block {BLOCKS - 1}"),
+    (466, 36, FROZEN, "ln_f"),
+    (522, 36, LEARNS, "score, the head"),
+    (578, 36, EMPTY, "loss"),
+)
+
 
 def text(x: float, y: float, words: str, size: int = 15, anchor: str = "middle", fill: str = INK) -> str:
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}" fill="{fill}">{words}</text>'
@@ -150,30 +163,36 @@ def fused_c_attn() -> str:
     parts.append(text(right + side + 8, second + 1.5 * thin + 5, "Aq, Ak, Av", anchor="start"))
     description = (
         "Above: Wq, Wk and Wv in one column, beside it one thin column B in three parts, and one thin row A "
-        "that the three share. Below: three thin rows Aq, Ak, Av, and a B of three columns in which Bq, Bk and "
-        "Bv lie on the diagonal and everything else is zero."
+        "that the three share. Below: three thin rows Aq, Ak, Av, and a B of three columns in which Bq, Bk "
+        "and Bv lie on the diagonal and everything else is zero."
     )
     return svg(660, "The fused c_attn with one A, and with an A for each of q, k and v", description, parts)
 
 
+def backward_and_forward() -> list[str]:
+    """The arrows beside the model, and what they say."""
+    colour = LEARNS[1]
+    return [
+        path("M28 74 V610"),
+        path("M328 596 V212", colour, ""),
+        *(path(f"M328 {y} H306", colour, "back") for y in (540, 373, 212)),
+        path("M316 186 H340", colour, ""),
+        *lines(342, 100, "Nothing up here", "learns: backward", "ends at the", "lowest A."),
+        *lines(
+            342, 296, "Through frozen", "W0 a gradient", "goes on to its", "input. W0 itself", "gets none."
+        ),
+        *lines(342, 470, "A, B and score", "get one."),
+        text(342, 596, "backward", anchor="start", fill=colour),
+        f'<g transform="rotate(-90 18 350)">{text(18, 350, "forward", fill=ARROW)}</g>',
+    ]
+
+
 def where_gradients_stop() -> str:
     """GPT-2 from input to loss, and how far the backward pass goes."""
-    left, wide, tensors = 50, 250, BLOCKS * TENSORS_OF_A_BLOCK + 2 + 2 + 1  # wte, wpe; ln_f's two; score
-    rows = [  # top, height, kind, words
-        (70, 44, FROZEN, "token and position embeddings"),
-        (134, 36, FROZEN, "block 0: ln_1"),
-        (176, 62, FROZEN, "c_attn: W0"),
-        (244, 36, FROZEN, "attention, MLP"),
-        (300, 36, FROZEN, "block 1: ln_1"),
-        (342, 62, FROZEN, "c_attn: W0"),
-        (410, 36, FROZEN, f"and so on, to block {BLOCKS - 1}"),
-        (466, 36, FROZEN, "ln_f"),
-        (522, 36, LEARNS, "score, the head"),
-        (578, 36, EMPTY, "loss"),
-    ]
+    left, wide, got = 50, 250, 2 * BLOCKS + 1
+    tensors = BLOCKS * (TENSORS_OF_A_BLOCK + 2) + 2 + 2 + 1  # with A and B; wte, wpe; ln_f's two; score
     parts = [text(24, 38, "Where gradients stop", 18, "start"), *legend(290, 37)]
-    parts.append(path("M28 74 V610"))
-    for top, height, kind, words in rows:
+    for top, height, kind, words in ROWS:
         parts.append(box(left, top, wide, height, kind))
         at, anchor = (left + 12, "start") if "W0" in words else (left + wide / 2, "middle")
         parts.append(text(at, top + height / 2 + 5, words, anchor=anchor))
@@ -182,24 +201,13 @@ def where_gradients_stop() -> str:
             parts.append(box(left + 140 + 52 * i, top + 12, 42, 38, LEARNS))
             parts.append(text(left + 161 + 52 * i, top + 37, name, 17))
     parts += [
-        path("M328 596 V212", LEARNS[1], ""),
-        *(path(f"M328 {y} H306", LEARNS[1], "back") for y in (540, 373, 212)),
-        path("M316 186 H340", LEARNS[1], ""),
-        *lines(342, 100, "Nothing up here", "learns: backward", "ends at the", "lowest A."),
-        *lines(342, 296, "Through frozen", "W0 a gradient", "goes on to its", "input. W0 itself", "gets none."),
-        *lines(342, 470, "A, B and score", "get one."),
-        text(342, 596, "backward", anchor="start", fill=LEARNS[1]),
-        f'<g transform="rotate(-90 18 350)">{text(18, 350, "forward", fill=ARROW)}</g>',
-        text(
-            WIDTH / 2,
-            648,
-            f"{2 * BLOCKS + 1} of {tensors + 2 * BLOCKS} tensors get a gradient: {BLOCKS} A, {BLOCKS} B, score.",
-        ),
+        *backward_and_forward(),
+        text(WIDTH / 2, 648, f"{got} of {tensors} tensors get a gradient: {BLOCKS} A, {BLOCKS} B, score."),
     ]
     description = (
-        "GPT-2 from the embeddings down to the loss. The backward pass goes up from the loss through the head "
-        "and every block to c_attn of block 0, where the lowest A and B are, and ends there. Frozen matrices "
-        "hand a gradient on to their input and get none themselves."
+        "GPT-2 from the embeddings down to the loss. The backward pass goes up from the loss through the "
+        "head and every block to c_attn of block 0, where the lowest A and B are, and ends there. Frozen "
+        "matrices hand a gradient on to their input and get none themselves."
     )
     return svg(670, "Where gradients stop under LoRA on c_attn", description, parts)
 
