@@ -13,6 +13,7 @@ from conftest import randomize_lora
 from test_accounting import on_meta
 from test_methods import gpt2_small
 from torch import nn
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2ForSequenceClassification
@@ -175,6 +176,21 @@ def test_the_product_of_b_and_a_is_never_formed_in_training():
     assert max(shapes.made) == 5 * 37  # x, h and their gradients; W0 has 31 * 37
     with Shapes(layer.base_layer.weight) as shapes:
         layer.delta_weight()
+    assert 31 * 37 in shapes.made
+
+
+def test_training_through_the_merged_weight_gives_the_same_gradients_and_forms_it():
+    layer, x = (
+        LoRALinear(nn.Linear(31, 37, dtype=torch.float64), rank=2, alpha=4),
+        torch.randn(5, 31).double(),
+    )
+    nn.init.normal_(layer.lora_B)
+    layer(x).square().sum().backward()
+    apart = [layer.lora_A.grad.clone(), layer.lora_B.grad.clone()]
+    layer.zero_grad()
+    with Shapes(layer.base_layer.weight) as shapes:
+        linear(x, layer.weight, layer.bias).square().sum().backward()
+    torch.testing.assert_close([layer.lora_A.grad, layer.lora_B.grad], apart, rtol=1e-12, atol=1e-12)
     assert 31 * 37 in shapes.made
 
 

@@ -88,7 +88,7 @@ def w0_a_b() -> str:
         text(100, top + 150, "W0", 22),
         *lines(100, top + 178, "frozen", f"{OUT} × {IN}", f"{whole:,}", "numbers", anchor="middle"),
         text(185, top + 165, "+", 26),
-        text(234, top + 163, "α / r ·", 18),
+        text(234, top + 163, "(α / r)", 18),
         box(column, top, thin, high, LEARNS),
         box(row, top, wide, thin, LEARNS),
         text(row + 60, top + 30, "A", 22),
@@ -110,57 +110,36 @@ def w0_a_b() -> str:
     return svg(550, "W0 beside A and B, with their shapes", description, parts)
 
 
-def stack(top: float, side: float) -> list[str]:
-    """Wq, Wk and Wv, one upon the other as c_attn holds them, and a plus."""
-    parts = [text(140, top + 1.5 * side + 8, "+", 26)]
-    for i, name in enumerate(("Wq", "Wk", "Wv")):
-        parts += [box(40, top + i * side, side, side, FROZEN), text(75, top + (i + 0.5) * side + 6, name, 17)]
-    return parts
+def fused(top: float, shared: bool, *words: str) -> list[str]:
+    """Wq, Wk and Wv upon one another as c_attn holds them, plus their B and A, and words beside it."""
+    side, thin, left, right = 70, 14, 178, 290
+    columns = 1 if shared else 3
+    parts = [text(140, top + 1.5 * side + 8, "+", 26), *lines(right, top + 100, *words)]
+    for i, name in enumerate("qkv"):
+        y = top + i * side
+        parts += [box(40, y, side, side, FROZEN), text(75, y + side / 2 + 6, f"W{name}", 17)]
+        for j in range(columns):
+            parts.append(box(left + j * thin, y, thin, side, LEARNS if shared or i == j else EMPTY))
+        parts.append(text(left + columns * thin + 8, y + side / 2 + 5, f"B{name}", anchor="start"))
+    parts += [box(right, top + i * thin, side, thin, LEARNS) for i in range(columns)]
+    names = "A" if shared else "Aq, Ak, Av"
+    return [*parts, text(right + side + 8, top + columns * thin / 2 + 5, names, anchor="start")]
 
 
 def fused_c_attn() -> str:
     """The fused matrix with one A for its three parts, and with an A for each."""
-    side, thin, left, right = 70, 14, 178, 290
-    each = 3 * R * (IN + IN)
-    first, second = 84, 400
+    each, first, second = 3 * R * (IN + IN), 84, 400
+    one = f"A: {R} × {IN}", f"B: {OUT} × {R}", f"{R * (IN + OUT):,} numbers"
+    three = f"A: {3 * R} × {IN}", f"B: {OUT} × {3 * R}, with", "zeros that stay", f"{each:,} numbers;"
     parts = [
         text(24, 36, "c_attn holds Wq, Wk and Wv in one matrix", 18, "start"),
         text(24, first - 14, "One A for all three, as here:", anchor="start", fill=PALE),
-        *stack(first, side),
-        box(right, first, side, thin, LEARNS),
-        text(right + side + 8, first + 13, "A", anchor="start"),
+        *fused(first, True, *one),
         text(24, second - 42, "An A for each, as in the paper, written", anchor="start", fill=PALE),
         text(24, second - 20, "as one A and one B:", anchor="start", fill=PALE),
-        *stack(second, side),
-        *lines(
-            right,
-            first + 100,
-            f"A: {R} × {IN}",
-            f"B: {OUT} × {R}",
-            f"{R * (IN + OUT):,} numbers",
-        ),
-        *lines(
-            right,
-            second + 100,
-            f"A: {3 * R} × {IN}",
-            f"B: {OUT} × {3 * R}, with",
-            "zeros that stay",
-            f"{each:,} numbers;",
-            f"q and v alone: {each * 2 // 3:,}",
-        ),
-        *legend(290, second + 3 * side + 34),
+        *fused(second, False, *three, f"q and v alone: {each * 2 // 3:,}"),
+        *legend(290, second + 244),
     ]
-    for i, name in enumerate("qkv"):
-        parts += [
-            box(left, first + i * side, thin, side, LEARNS),
-            text(left + thin + 8, first + (i + 0.5) * side + 5, f"B{name}", anchor="start"),
-            box(right, second + i * thin, side, thin, LEARNS),
-            text(left + 3 * thin + 8, second + (i + 0.5) * side + 5, f"B{name}", anchor="start"),
-        ]
-        for j in range(3):
-            kind = LEARNS if i == j else EMPTY
-            parts.append(box(left + j * thin, second + i * side, thin, side, kind))
-    parts.append(text(right + side + 8, second + 1.5 * thin + 5, "Aq, Ak, Av", anchor="start"))
     description = (
         "Above: Wq, Wk and Wv in one column, beside it one thin column B in three parts, and one thin row A "
         "that the three share. Below: three thin rows Aq, Ak, Av, and a B of three columns in which Bq, Bk "
@@ -173,8 +152,8 @@ def backward_and_forward() -> list[str]:
     """The arrows beside the model, and what they say."""
     colour = LEARNS[1]
     return [
-        path("M28 74 V610"),
-        path("M328 596 V212", colour, ""),
+        path("M34 74 V610"),
+        path("M302 596 H328 V212", colour, ""),
         *(path(f"M328 {y} H306", colour, "back") for y in (540, 373, 212)),
         path("M316 186 H340", colour, ""),
         *lines(342, 100, "Nothing up here", "learns: backward", "ends at the", "lowest A."),
@@ -182,8 +161,8 @@ def backward_and_forward() -> list[str]:
             342, 296, "Through frozen", "W0 a gradient", "goes on to its", "input. W0 itself", "gets none."
         ),
         *lines(342, 470, "A, B and score", "get one."),
-        text(342, 596, "backward", anchor="start", fill=colour),
-        f'<g transform="rotate(-90 18 350)">{text(18, 350, "forward", fill=ARROW)}</g>',
+        text(342, 601, "backward", anchor="start", fill=colour),
+        f'<g transform="rotate(-90 25 350)">{text(25, 350, "forward", fill=ARROW)}</g>',
     ]
 
 
