@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -99,6 +100,25 @@ def test_twice_alpha_is_twice_the_rate_under_adamw_alone(optimizer, factor):
     twice_the_rate = moved(lora(64, rank=4, alpha=16), x, optimizer, 2 * LR)
     torch.testing.assert_close(twice_alpha, factor * once, rtol=1e-6, atol=0)
     torch.testing.assert_close(twice_the_rate, 2 * once, rtol=1e-6, atol=0)
+
+
+def test_the_rates_that_were_measured_stand_as_the_page_says():
+    file = json.loads((ROOT / "benchmarks" / "results" / "rates-sst2.json").read_text(encoding="utf-8"))
+    full, attention, everywhere = (
+        next(
+            v for v in file["variants"] if v["method"] == method and v["settings"].get("target_modules") == on
+        )
+        for method, on in (("full", None), ("lora", ["attn.c_attn"]), ("lora", ["all-linear"]))
+    )
+    assert attention["chosen"] == everywhere["chosen"] == pytest.approx(10 * full["chosen"])
+    assert round(attention["parabola"]["vertex"] / full["parabola"]["vertex"]) == 11
+    loss, all_linear = ({p["lr"]: p["mean_loss"] for p in one["points"]} for one in (attention, everywhere))
+    cost = [f"{loss[rate] - loss[attention['chosen']]:.2f}" for rate in (0.0032, 0.0001)]
+    assert "three times as much costs `lora` {} nats, a tenth {}.".format(*cost) in " ".join(
+        read("choices").split()
+    )
+    several = [p["lr"] for p in attention["points"] if len(p["runs"]) == 3]
+    assert len(several) == 3 and all(all_linear[rate] < loss[rate] for rate in several)
 
 
 def test_all_linear_learns_four_times_as_much_as_c_attn():
