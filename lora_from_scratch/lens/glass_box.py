@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import GPT2ForSequenceClassification
-from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.core.gpt2 import classify
-from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.loop import Batch
 from lora_from_scratch.core.surgery import lora_layers, place
 from lora_from_scratch.data.batches import pad_batch, tokenize
@@ -26,8 +24,6 @@ from lora_from_scratch.version import __version__
 Row = dict[str, object]
 Seen = Mapping[str, Tensor]  # by the names of `watched`
 
-# What each layer of a block reads, by the names of `watched`.
-READS = {"attn.c_attn": "ln_1", "attn.c_proj": "attn.y", "mlp.c_fc": "ln_2", "mlp.c_proj": "mlp.act"}
 
 
 def glass_box(adapted: Adapted, text: str, label: str | None = None) -> Row:
@@ -95,20 +91,19 @@ def _backward(logits: Tensor, target: int) -> float:
 
 
 def _lines(model: GPT2ForSequenceClassification, seen: Seen) -> Iterator[Row]:
-    """A row a tensor: name, shape, dtype, norm, and the norm of dL/d(tensor), None where none arrives.
+    """A row a tensor: name, shape, dtype, norm, and the norm of dL/d(tensor), None where none is computed.
 
-    Beside what `watched` hears: `.update` of a LoRA layer, s B A x, and q, k, v, `(B, H, T, D)` each.
+    Beside what `watched` hears: `.update`, what a LoRA layer adds; and q, k, v, `(B, H, T, D)` each.
     """
-    updates = dict(_updates(model, seen))
+    adapted = {_short(name) for name, _ in lora_layers(model)}
     for name, tensor in seen.items():
-        if name in updates:
-            yield _line(f"{name}.update", updates[name], tensor.grad)  # of a sum each part gets the whole
+        if name in adapted:  # of a sum each part gets the whole gradient
+            yield _line(f"{name}.update", _update(seen, name), tensor.grad)
         yield _line(name, tensor, tensor.grad)
         if name.endswith("attn.c_attn"):
             heads = model.config.n_head
-            parts = _parts(tensor, heads)
             gradients = (None,) * 3 if tensor.grad is None else _parts(tensor.grad, heads)
-            for letter, part, gradient in zip("qkv", parts, gradients, strict=True):
+            for letter, part, gradient in zip("qkv", _parts(tensor, heads), gradients, strict=True):
                 yield _line(f"{name}.{letter}", part, gradient)
 
 
@@ -132,24 +127,20 @@ def _short(name: str) -> str:
     return name.removeprefix("transformer.")
 
 
-@torch.no_grad()
-def _updates(model: GPT2ForSequenceClassification, seen: Seen) -> Iterator[tuple[str, Tensor]]:
-    """s B A x of each LoRA layer, `(B, T, out_dim)`."""
-    for name, layer in lora_layers(model):
-        block, inner = _short(name).rsplit(".", 2)[0], ".".join(name.split(".")[-2:])
-        delta = layer.delta_weight()
-        delta = delta if isinstance(layer.base_layer, Conv1D) else delta.T  # (in, out)
-        yield _short(name), seen[f"{block}.{READS[inner]}"].detach() @ delta
+def _update(seen: Seen, layer: str) -> Tensor:
+    """What a LoRA layer, whatever its kind, adds to W0 x + b: s B A x of the plain one, `(B, T, out_dim)`."""
+    return (seen[layer] - seen[f"{layer}.base_layer"]).detach()
 
 
 def _beside(model: GPT2ForSequenceClassification, seen: Seen) -> Iterator[Row]:
-    """What each LoRA layer adds, s B A x, beside what was there, W0 x + b."""
-    layers: dict[str, LoRALinear] = {_short(name): layer for name, layer in lora_layers(model)}
-    for name, update in _updates(model, seen):
-        layer, frozen, update = layers[name], seen[f"{name}.base_layer"].detach().double(), update.double()
+    """What each LoRA layer adds, beside what was there, over all tokens."""
+    for full, layer in lora_layers(model):
+        name = _short(full)
+        frozen, update = seen[f"{name}.base_layer"].detach().double(), _update(seen, name).double()
         whole, part = _norm(frozen), _norm(update)
         yield {
             "name": name,
+            "kind": type(layer).__name__,
             "rank": layer.rank,
             "scaling": layer.scaling,
             "frozen": whole,

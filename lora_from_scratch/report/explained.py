@@ -30,7 +30,7 @@ NAMES = {  # of tensors of the forward pass; others have the names of their modu
     "last": "at the last token",
     "score": "score: the logits",
 }
-PARTS = {".base_layer": "W0 x + b", ".update": "s B A x"}  # of a LoRA layer
+PLAIN = "LoRALinear"  # the kind of layer that adds s B A x; its relatives add other things
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _forward(record: Record) -> Table:
 
 def _sections(record: Record) -> Iterator[tuple[str, list[Row]]]:
     """The tensors of the embeddings, of each block and of the head. A block ends with the x that it made."""
-    adapted = {layer["name"] for layer in record.get("lora", ())}
+    kinds = {layer["name"]: layer["kind"] for layer in record.get("lora", ())}
     section, rows = "embeddings", []
     for one in record["forward"]:
         block, name = re.fullmatch(r"(?:h\.(\d+)\.)?(.*)", one["name"]).groups()
@@ -136,24 +136,29 @@ def _sections(record: Record) -> Iterator[tuple[str, list[Row]]]:
         if (name == "ln_1" and section != f"block {block}") or name == "ln_f" or prefixed:
             yield section, rows
             section, rows = "head" if name == "ln_f" else f"block {block}", []
-        if one["name"] in adapted:
+        called = NAMES.get(name, name)
+        layer, _, part = name.rpartition(".")
+        if one["name"] in kinds:
             called = f"{name}: their sum"
+        elif part == "update":
+            called = f"{layer}: {'s B A x' if kinds[f'h.{block}.{layer}'] == PLAIN else 'the update'}"
+        elif part == "base_layer":
+            called = f"{layer}: W0 x + b"
+        elif prefixed:
+            called = "learned prefix, then x"
         elif name == "x":
             called = "x = wte + wpe" if section == "embeddings" else "x = x + mlp.c_proj"
-            called = "learned prefix, then x" if prefixed else called
-        else:
-            layer, dot, part = name.rpartition(".")
-            called = f"{layer}: {PARTS[dot + part]}" if dot + part in PARTS else NAMES.get(name, name)
         rows.append((called, _shape(one), one["dtype"], *_norms(one)))
     yield section, rows
 
 
 def _lora(layers: Sequence[Record]) -> Table:
+    added = "s B A x" if all(layer["kind"] == PLAIN for layer in layers) else "update"
     note = (
-        "What each layer adds, s B A x, beside what was there, W0 x + b, over all tokens; s = scaling. ratio: "
-        "of the two norms. cosine: of the angle between the two."
+        f"What each layer adds, |{added}|, beside what was there, |W0 x + b|, over all tokens. ratio: of the "
+        "two norms. cosine: of the angle between the two. s = scaling."
     )
-    columns = ("layer", "rank", "scaling", "|W0 x + b|", "|s B A x|", "ratio", "cosine")
+    columns = ("layer", "rank", "scaling", "|W0 x + b|", f"|{added}|", "ratio", "cosine")
     rows = [
         (
             layer["name"],
