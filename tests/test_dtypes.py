@@ -13,9 +13,9 @@ from transformers import GPT2ForSequenceClassification
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.loop import Batch, TrainState, train
+from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.switch import fast_training
-from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.lens import dtypes
 from lora_from_scratch.lens.dtypes import MOMENTS, Lines, dtypes_of_a_step
 from lora_from_scratch.methods.interface import decay_matrices
@@ -141,7 +141,7 @@ def test_watching_a_step_changes_nothing(precision, plain, monkeypatch):
 def test_lines_of_one_name_have_one_dtype():
     """A table with one cell for two tensors would else hide one."""
     model = copy.deepcopy(with_lora())
-    model.transformer.wpe.double()
+    model.transformer.wpe.bfloat16()
     with pytest.raises(ValueError):
         dtypes_of_a_step(model, "fp32", True)
 

@@ -80,7 +80,7 @@ def near(value: object) -> object:
 
 def theirs(model: GPT2ForSequenceClassification, label: int) -> tuple[object, torch.Tensor]:
     """transformers' own pass over the text, and the loss, with every gradient taken."""
-    model = merge_free(model)
+    model = copy.deepcopy(model)
     model.config._attn_implementation = "eager"
     out = model.transformer(tokens_of(TEXT), output_hidden_states=True, output_attentions=True)
     for hidden in out.hidden_states:
@@ -92,15 +92,9 @@ def theirs(model: GPT2ForSequenceClassification, label: int) -> tuple[object, to
     return out, loss
 
 
-def merge_free(model: GPT2ForSequenceClassification) -> GPT2ForSequenceClassification:
-    copied = copy.deepcopy(model)
-    copied.zero_grad()
-    return copied
-
-
 @pytest.mark.parametrize("method", KEPT)
 def test_what_is_watched_is_what_is_computed(method):
-    """The logits are those of `classify` bit for bit, and nothing stays: no hook, no gradient, no other bit."""
+    """The logits are those of `classify` bit for bit, and nothing stays: no hook, no gradient."""
     adapted = adapted_by(method)
     model, before = adapted.model, {n: t.clone() for n, t in adapted.model.state_dict().items()}
     ids = tokens_of(TEXT)
@@ -121,7 +115,7 @@ def test_what_is_watched_is_what_is_computed(method):
 def test_tokens_are_the_tokenizers_and_their_places():
     box = glass_box(adapted_by("lora"), TEXT)
     assert [row["id"] for row in box["tokens"]] == tokens_of(TEXT)[0].tolist()
-    assert "".join(row["token"] for row in box["tokens"]) == TEXT
+    assert "".join(row["token"] for row in box["tokens"]) == f" {TEXT}"
     assert [row["position"] for row in box["tokens"]] == list(range(len(box["tokens"])))
 
 
@@ -234,7 +228,7 @@ def test_lora_on_is_the_merged_model_and_off_the_bare_one():
 @pytest.mark.parametrize("label", ["negative", "positive"])
 def test_gradients_are_those_of_transformers_own_pass(method, label):
     adapted = adapted_by(method)
-    model = merge_free(adapted.model.double())
+    model = copy.deepcopy(adapted.model.double())
     logits = model(tokens_of(TEXT)).logits
     cross_entropy(logits, torch.tensor([["negative", "positive"].index(label)])).backward()
     box = glass_box(adapted, TEXT, label)
@@ -274,8 +268,9 @@ def test_at_step_one_the_gradient_of_every_a_is_exactly_zero_and_that_of_b_is_no
         layer.lora_B.data.zero_()
     loss = cross_entropy(fresh(tokens_of(TEXT)).logits, torch.tensor([1]))
     loss.backward()
-    off = cross_entropy(torch.tensor([[row["logit_without"] for row in box["labels"]]]).double(), torch.tensor([1]))
-    assert step["loss"] == near(loss.item()) == near(off.item())
+    off = torch.tensor([row["logit_without"] for row in box["labels"]], dtype=torch.float64)
+    assert step["loss"] == near(loss.item())
+    assert step["loss"] == near(-off.log_softmax(0)[1].item())
     expected = dict(lora_layers(fresh))
     assert [row["name"] for row in step["layers"]] == [n.removeprefix("transformer.") for n in expected]
     for row, layer in zip(step["layers"], expected.values(), strict=True):
@@ -291,12 +286,12 @@ def beside(box: dict) -> dict:
 
 
 def numbered(value: object, count: list[int]) -> object:
-    """The record with the numbers 1.2345e-4, 2.4690e-3, ... in place of its floats, which vary by machine."""
+    """The record with the numbers 1.2345e-4, 2.4690e-3, ... for its floats, which vary by machine; 0 stays."""
     if isinstance(value, dict):
         return {key: numbered(one, count) for key, one in value.items()}
     if isinstance(value, list):
         return [numbered(one, count) for one in value]
-    if isinstance(value, float):
+    if isinstance(value, float) and value:
         count[0] += 1
         return 1.2345 * count[0] * 10.0 ** (count[0] % 8 - 4)
     return value
@@ -418,12 +413,13 @@ def test_it_explains_what_every_method_leaves(folders, folder, capsys, tmp_path)
     assert (record["base"] is None) == (folder in ("full", "merged"))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
+@pytest.mark.filterwarnings("ignore:.*does not say on which base")
 def test_it_explains_what_peft_wrote(folders, capsys, tmp_path):
     base = GPT2ForSequenceClassification.from_pretrained(folders / "base", num_labels=2)
     base.config.pad_token_id = 0
-    asked = peft.LoraConfig(task_type="SEQ_CLS", r=2, lora_alpha=6, target_modules=["c_attn"])
-    asked.fan_in_fan_out = True
-    model = peft.get_peft_model(base, asked).eval()
+    asked = {"task_type": "SEQ_CLS", "target_modules": ["c_attn"], "fan_in_fan_out": True}
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=6, **asked)).eval()
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -435,8 +431,7 @@ def test_it_explains_what_peft_wrote(folders, capsys, tmp_path):
             hidden = model.base_model.model.transformer(tokens_of(TEXT)).last_hidden_state[0, -1]
     off = hidden @ model.base_model.model.score.modules_to_save["default"].weight.T
     flags = ["--model", folders / "base", "--output-dir", tmp_path / "out"]
-    with pytest.warns(UserWarning, match="no fingerprint|which base"):
-        explain(capsys, tmp_path / "peft", TEXT, *flags)
+    explain(capsys, tmp_path / "peft", TEXT, *flags)
     record = json.loads((tmp_path / "out" / "explain.json").read_text())
     assert [row["logit"] for row in record["labels"]] == pytest.approx(on.tolist(), abs=1e-5)
     assert [row["logit_without"] for row in record["labels"]] == pytest.approx(off.tolist(), abs=1e-5)
@@ -511,7 +506,7 @@ def example() -> str:
 
 
 def test_the_page_shows_what_comes_out():
-    """Line by line; numbers to 5 %, since 20 steps on another machine end a little elsewhere."""
+    """Line by line; numbers to 1 %, since 20 steps on another machine end a little elsewhere."""
     page = (Path(__file__).parents[1] / "docs" / "glass-box.md").read_text(encoding="utf-8")
     lines = [" ".join(line.split()) for line in example().splitlines()]
     blank = [NUMBER.sub("#", line) for line in lines]
@@ -524,6 +519,6 @@ def test_the_page_shows_what_comes_out():
         numbers = [float(number) for line in shown for number in NUMBER.findall(line)]
         assert any(
             [float(number) for line in lines[i : i + len(shown)] for number in NUMBER.findall(line)]
-            == pytest.approx(numbers, rel=0.05, abs=0.005)
+            == pytest.approx(numbers, rel=0.01, abs=0.0005)
             for i in starts
         ), block

@@ -165,7 +165,13 @@ def _of_many_runs(name: str, **flags: object) -> None:
     getattr(plans, name)(**flags)
 
 
-BY_NAME = {"predict": predict, "merge": merge, "evaluate": evaluate_dataset, "verify": verify, "explain": explain}
+BY_NAME = {
+    "predict": predict,
+    "merge": merge,
+    "evaluate": evaluate_dataset,
+    "verify": verify,
+    "explain": explain,
+}
 BY_NAME |= {name: partial(_of_many_runs, name) for name in ("compare", "tune")}
 
 

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.core.gpt2 import classify as plain_classify
-from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.loop import TrainState, train_step
+from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.data.batches import TokenizedExamples, pad_batch
 from lora_from_scratch.fast.embedding_rows import Occurring
 from lora_from_scratch.fast.gpt2 import classify as fast_classify

@@ -25,7 +25,6 @@ Row = dict[str, object]
 Seen = Mapping[str, Tensor]  # by the names of `watched`
 
 
-
 def glass_box(adapted: Adapted, text: str, label: str | None = None) -> Row:
     """What happens to one text, in fp32 with dropout off, as JSON can hold it.
 
@@ -58,7 +57,7 @@ def glass_box(adapted: Adapted, text: str, label: str | None = None) -> Row:
 
 
 def _read(adapted: Adapted, text: str) -> tuple[Batch, Row]:
-    """The text as a batch of its own, and its tokens; of one with more than the model reads the first ones."""
+    """The text as a batch of its own, and its tokens; where the model reads fewer, the first ones."""
     if not text.strip():
         raise UserError("the text is blank; give one with words in it")
     examples = tokenize(adapted.tokenizer, [text.strip()], [0], adapted.model.config.n_positions)

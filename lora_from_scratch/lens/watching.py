@@ -1,7 +1,7 @@
 """A forward pass, watched: every tensor on its way, by name, at the moment it is computed.
 
-Hooks hear what the modules are given and what they give back, whoever calls them: `classify` of `core/` or of
-`fast/`. Nothing is computed a second time, and nothing is changed (`test_what_is_watched_is_what_is_computed`).
+Hooks hear what the modules are given and what they give back, whoever calls them: `classify` of `core/` or
+of `fast/`. Nothing is computed a second time, and nothing is changed: `test_what_is_watched_is_what_is_computed`.
 """
 
 import re
@@ -31,8 +31,8 @@ GIVEN = {
 def watched(model: GPT2ForSequenceClassification, see: See) -> Iterator[None]:
     """Within the block `see(name, tensor)` hears each tensor of a forward pass, in the order of computing.
 
-    Names are those of the modules, without `transformer.`: `h.0.ln_1` is what that LayerNorm gave, `(B, T, C)`.
-    Within block 0, beside these: `h.0.x`, what the block reads (a learned prefix stands before it);
+    Names are those of the modules, without `transformer.`: `h.0.ln_1` is what that LayerNorm gave,
+    `(B, T, C)`. Beside these, in block 0: `h.0.x`, what the block reads (a learned prefix stands before it);
     `h.0.attn.weights`, `(B, H, T, T)`, the softmax, where it is no part of a fused kernel; `h.0.attn.y`, what
     `c_proj` reads; `h.0.x + attention`; `h.0.mlp.act`. After the last block: `x`, and `last`, what the head
     reads, `(B, C)`. A LoRA layer is heard after its `base_layer`, W0 x + b.

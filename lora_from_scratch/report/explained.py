@@ -81,8 +81,10 @@ def text(record: Record) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A number with four digits."""
-    return NOTHING if value is None else f"{value:.4g}"
+    """A number with four digits, and "0" where it is exactly zero."""
+    if not value:
+        return NOTHING if value is None else "0"
+    return f"{value:#.4g}".rstrip(".")
 
 
 def _lines(table: Table) -> Iterator[str]:
@@ -119,8 +121,8 @@ def _tokens(record: Record) -> Table:
 
 def _forward(record: Record) -> Table:
     note = (
-        "Every tensor on the way from the tokens to the logits (core/gpt2.py), dropout off. norm: the root of "
-        f"the sum of its squares. gradient: the norm of dL/d(tensor); {NOTHING} where none is computed."
+        "Every tensor from the tokens to the logits, as core/gpt2.py computes them, dropout off. norm: the root "
+        f"of the sum of its squares. gradient: the norm of dL/d(tensor); {NOTHING} where none is computed."
     )
     columns = ("tensor", "shape", "dtype", "norm", "gradient")
     return Table("forward", "Forward", note, columns, 3, list(_sections(record)))
@@ -163,7 +165,8 @@ def _lora(layers: Sequence[Record]) -> Table:
         (
             layer["name"],
             str(layer["rank"]),
-            *(figure(layer[key]) for key in ("scaling", "frozen", "update", "ratio")),
+            f"{layer['scaling']:.4g}",
+            *(figure(layer[key]) for key in ("frozen", "update", "ratio")),
             NOTHING if layer["cosine"] is None else f"{layer['cosine']:.4f}",
         )
         for layer in layers
@@ -191,7 +194,7 @@ def _gradients(record: Record) -> Table:
     frozen = record["frozen"]
     after = (
         f"Frozen: {count(frozen['tensors'], 'tensor')} of {count(frozen['numbers'], 'number')}. "
-        f"Of these {frozen['with_gradient'] or 'none'} got a gradient."
+        f"{frozen['with_gradient'] or 'None'} of them got a gradient."
     )
     rows = [
         (one["name"].removeprefix("transformer."), _shape(one), one["dtype"], *_norms(one))
