@@ -286,7 +286,7 @@ def beside(box: dict) -> dict:
 
 
 def numbered(value: object, count: list[int]) -> object:
-    """The record with the numbers 1.2345e-4, 2.4690e-3, ... for its floats, which vary by machine; 0 stays."""
+    """The record with the numbers 1.2345e-4, 2.4690e-3, ... for its floats, which vary by machine."""
     if isinstance(value, dict):
         return {key: numbered(one, count) for key, one in value.items()}
     if isinstance(value, list):
@@ -354,8 +354,8 @@ def test_the_page_in_a_browser(tmp_path):
             assert shown.evaluate("document.documentElement.scrollWidth") <= width
             ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
-            found = axe.run(shown, options={"resultTypes": ["violations"]}).response["violations"]
-            assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+        found = axe.run(shown, options={"resultTypes": ["violations"]}).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
         chromium.close()
     assert said == []
 

@@ -1,7 +1,8 @@
 """A forward pass, watched: every tensor on its way, by name, at the moment it is computed.
 
 Hooks hear what the modules are given and what they give back, whoever calls them: `classify` of `core/` or
-of `fast/`. Nothing is computed a second time, and nothing is changed: `test_what_is_watched_is_what_is_computed`.
+of `fast/`. Nothing is computed a second time, and no bit of a result is changed
+(`test_what_is_watched_is_what_is_computed`, `test_watching_a_step_changes_nothing`).
 """
 
 import re

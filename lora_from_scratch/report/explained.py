@@ -121,8 +121,8 @@ def _tokens(record: Record) -> Table:
 
 def _forward(record: Record) -> Table:
     note = (
-        "Every tensor from the tokens to the logits, as core/gpt2.py computes them, dropout off. norm: the root "
-        f"of the sum of its squares. gradient: the norm of dL/d(tensor); {NOTHING} where none is computed."
+        "Every tensor from the tokens to the logits, as core/gpt2.py computes them, dropout off. norm: the "
+        f"root of the sum of its squares. gradient: the norm of dL/d(tensor); {NOTHING} where none is computed."
     )
     columns = ("tensor", "shape", "dtype", "norm", "gradient")
     return Table("forward", "Forward", note, columns, 3, list(_sections(record)))
