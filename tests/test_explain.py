@@ -192,7 +192,7 @@ def test_below_the_first_adapted_layer_no_gradient_is_computed():
 
 def test_lora_beside_w0():
     adapted = in_float64(target_modules=ALL_LINEAR)
-    inputs, rows = {}, by_name(glass_box(adapted, TEXT)["lora"])
+    inputs, rows = {}, by_name(glass_box(adapted, TEXT)["layers"])
     layers = dict(lora_layers(adapted.model))
     assert list(rows) == [name.removeprefix("transformer.") for name in layers]
     for name, layer in layers.items():
@@ -255,7 +255,7 @@ def test_prefixes_stand_before_the_tokens_of_every_block():
         *((f"block {i}", "learned prefix, then x") for i in range(2)),
         ("head", "ln_f(x)"),
     ]
-    assert {"lora", "at_step_one"}.isdisjoint(box) and "logit_without" not in box["labels"][0]
+    assert {"layers", "at_step_one"}.isdisjoint(box) and "logit_without" not in box["labels"][0]
 
 
 def test_at_step_one_the_gradient_of_every_a_is_exactly_zero_and_that_of_b_is_not():
@@ -312,8 +312,9 @@ def test_a_terminal_of_80_columns_and_a_page_show_the_same_cells(method):
     shown = Page(explain_page.page(record))
     tables, drawn = explained.tables(record), iter(shown.tables.values())
     for table in tables:
+        groups = [[[heading]] * (heading != "") + list(map(list, rows)) for heading, rows in table.groups]
+        assert next(drawn) == [row for group in groups for row in group]
         for heading, rows in table.groups:
-            assert next(drawn) == [list(row) for row in rows]
             for row in rows:
                 pattern = r"\s+".join(re.escape(cell.strip()) for cell in row)
                 assert re.search(rf"^\s*{pattern}$", text, re.M)
@@ -404,7 +405,7 @@ def test_it_explains_what_every_method_leaves(folders, folder, capsys, tmp_path)
     assert text == explained.text(record)
     assert (tmp_path / "out" / "explain.html").read_text(encoding="utf-8") == explain_page.page(record)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["explain.html", "explain.json"]
-    assert ("lora" in record) == ("LoRA off" in out) == (folder == "lora")
+    assert ("layers" in record) == ("LoRA off" in out) == (folder == "lora")
     model = load_adapted(folders / folder).model
     ids = tokens_of(TEXT)
     with torch.no_grad():
@@ -435,7 +436,7 @@ def test_it_explains_what_peft_wrote(folders, capsys, tmp_path):
     record = json.loads((tmp_path / "out" / "explain.json").read_text())
     assert [row["logit"] for row in record["labels"]] == pytest.approx(on.tolist(), abs=1e-5)
     assert [row["logit_without"] for row in record["labels"]] == pytest.approx(off.tolist(), abs=1e-5)
-    assert [(row["rank"], row["scaling"]) for row in record["lora"]] == [(2, 3.0)] * 2
+    assert [(row["rank"], row["scaling"]) for row in record["layers"]] == [(2, 3.0)] * 2
 
 
 def test_the_loss_is_that_of_the_label_that_is_asked_for(folders, capsys):

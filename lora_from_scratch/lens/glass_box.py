@@ -29,7 +29,7 @@ def glass_box(adapted: Adapted, text: str, label: str | None = None) -> Row:
     """What happens to one text, in fp32 with dropout off, as JSON can hold it.
 
     `label` is the one whose loss is taken, by default the predicted one. Norms are Frobenius norms, summed in
-    float64. The keys `lora` (a row a layer), `at_step_one`, and in `labels` `logit_without` and
+    float64. The keys `layers` (a row a LoRA layer), `at_step_one`, and in `labels` `logit_without` and
     `probability_without`, are there for a model with LoRA layers alone. UserError for a blank text, a label
     that the model has not, and logits that are not finite.
     """
@@ -52,7 +52,7 @@ def glass_box(adapted: Adapted, text: str, label: str | None = None) -> Row:
             bare = classify(model, batch.input_ids, batch.lengths)
         for row, off in zip(box["labels"], _labels(names, bare), strict=True):
             row |= {"logit_without": off["logit"], "probability_without": off["probability"]}
-        box |= {"lora": list(_beside(model, seen)), "at_step_one": _at_step_one(model, batch, target)}
+        box |= {"layers": list(_beside(model, seen)), "at_step_one": _at_step_one(model, batch, target)}
     return box
 
 

@@ -62,8 +62,8 @@ def facts(record: Record) -> list[tuple[str, str]]:
 def tables(record: Record) -> list[Table]:
     """In the order of computing: tokens, forward, LoRA, labels, backward, and backward at step one."""
     found = [_tokens(record), _forward(record)]
-    if "lora" in record:
-        found.append(_lora(record["lora"]))
+    if "layers" in record:
+        found.append(_lora(record["layers"]))
     found += [_labels(record["labels"]), _gradients(record)]
     if "at_step_one" in record:
         found.append(_at_step_one(record["at_step_one"]))
@@ -72,10 +72,9 @@ def tables(record: Record) -> list[Table]:
 
 def text(record: Record) -> str:
     """All of it for a terminal of 80 columns; only a longer name or word makes a longer line."""
-    lead = " " * 12
+    whole = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * 12}
     lines = [
-        textwrap.fill(value, WIDTH, initial_indent=f"{name:12}", subsequent_indent=lead)
-        for name, value in facts(record)
+        textwrap.fill(value, WIDTH, initial_indent=f"{name:12}", **whole) for name, value in facts(record)
     ]
     return "\n".join([*lines, *(line for table in tables(record) for line in ("", *_lines(table)))])
 
@@ -122,7 +121,8 @@ def _tokens(record: Record) -> Table:
 def _forward(record: Record) -> Table:
     note = (
         "Every tensor from the tokens to the logits, as core/gpt2.py computes them, dropout off. norm: the "
-        f"root of the sum of its squares. gradient: the norm of dL/d(tensor); {NOTHING} where none is computed."
+        "root of the sum of its squares. gradient: the norm of dL/d(tensor), or "
+        f"{NOTHING} where none is computed."
     )
     columns = ("tensor", "shape", "dtype", "norm", "gradient")
     return Table("forward", "Forward", note, columns, 3, list(_sections(record)))
@@ -130,7 +130,7 @@ def _forward(record: Record) -> Table:
 
 def _sections(record: Record) -> Iterator[tuple[str, list[Row]]]:
     """The tensors of the embeddings, of each block and of the head. A block ends with the x that it made."""
-    kinds = {layer["name"]: layer["kind"] for layer in record.get("lora", ())}
+    kinds = {layer["name"]: layer["kind"] for layer in record.get("layers", ())}
     section, rows = "embeddings", []
     for one in record["forward"]:
         block, name = re.fullmatch(r"(?:h\.(\d+)\.)?(.*)", one["name"]).groups()
