@@ -32,17 +32,19 @@ from lora_from_scratch.base.precisions import quantise, rounded
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.cli.flags import command_parser
+from lora_from_scratch.compare import going
 from lora_from_scratch.compare.accounting import account_model
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.surgery import lora_layers, merged
 from lora_from_scratch.data.batches import TokenizedExamples
+from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.packed_weights import packed_layers
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.parted_lora import PartedLoRALinear
 from lora_from_scratch.methods.pissa_linear import PiSSALinear
-from lora_from_scratch.report import page
+from lora_from_scratch.report import page, picture
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train.checkpoints import Checkpoints, read
 from lora_from_scratch.train.log import Training
@@ -114,9 +116,7 @@ def in_one_batch(model: nn.Module, examples: TokenizedExamples, groups: list | N
 
 def by_a_plain_loop(model: nn.Module, examples: TokenizedExamples, optimizer: torch.optim.Optimizer) -> None:
     """The same training with transformers' own forward pass."""
-    padded = nn.utils.rnn.pad_sequence(
-        examples.token_ids.split(examples.lengths.tolist()), batch_first=True
-    )
+    padded = nn.utils.rnn.pad_sequence(examples.token_ids.split(examples.lengths.tolist()), batch_first=True)
     rates = [group["lr"] for group in optimizer.param_groups]
     learning = [p for p in model.parameters() if p.requires_grad]
     model.train()
@@ -263,8 +263,7 @@ def _parts_of(layer: LoRALinear, names: list[str]) -> Iterable[tuple[str, Tensor
     return zip(names, *(t.chunk(len(names)) for t in (layer.lora_A, layer.lora_B)), strict=True)
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora"])
-@pytest.mark.parametrize("parts", ["q,v", "k", "k,v", "q,k,v"])
+@pytest.mark.parametrize(("parts", "method"), [("q,v", "lora"), ("k", "lora"), ("q,k,v", "rslora")])
 def test_fifty_steps_are_those_of_three_layers_that_peft_adapts(parts, method, tiny_examples):
     own = {"method": method, "target_modules": (f"attn.c_attn:{parts}",)}
     ours = perturbed(adapt(base_model().double(), RunConfig(rank=RANK, alpha=ALPHA, dropout=0.0, **own)))
@@ -325,16 +324,19 @@ def test_rank_and_alpha_in_the_files_are_those_of_all_parts(tmp_path, case):
     assert values.get("use_rslora", False) == ("rslora" in case)
     patterns = values.get("rank_pattern", {}), values.get("alpha_pattern", {})
     root = math.sqrt(2)
-    assert said == {
-        "rslora": [3, 8, sorted(BOTH)],
-        "lora-plus": [3, 8, sorted(BOTH)],
-        "pissa": [6, 16, sorted(BOTH)],
-        "q, v": [6, 16, sorted(BOTH)],
-        "q, k, v": [9, 24, ["attn.c_attn"]],
-        "k, by rslora": [3, 8, ["attn.c_attn"]],
-        "k, v, by rslora": [6, 8 * root, sorted(BOTH)],
-        "q, v, by lora-plus": [6, 16, ["attn.c_attn"]],
-    }[case]
+    assert (
+        said
+        == {
+            "rslora": [3, 8, sorted(BOTH)],
+            "lora-plus": [3, 8, sorted(BOTH)],
+            "pissa": [6, 16, sorted(BOTH)],
+            "q, v": [6, 16, sorted(BOTH)],
+            "q, k, v": [9, 24, ["attn.c_attn"]],
+            "k, by rslora": [3, 8, ["attn.c_attn"]],
+            "k, v, by rslora": [6, 8 * root, sorted(BOTH)],
+            "q, v, by lora-plus": [6, 16, ["attn.c_attn"]],
+        }[case]
+    )
     projections = [rf"^transformer\.h\.{i}\.attn\.c_proj" for i in (0, 1)]
     mixed = case in ("q, v", "k, v, by rslora")
     assert patterns == ((dict.fromkeys(projections, 3), dict.fromkeys(projections, 8)) if mixed else ({}, {}))
@@ -378,7 +380,10 @@ def test_both_layers_take_either_kind_of_base(kind):
     """The merged weight against their outputs: a Linear stores the transpose of what a Conv1D does."""
     torch.manual_seed(0)
     x = torch.randn(7, 4, dtype=torch.float64)
-    for make in (lambda base: PartedLoRALinear(base, "vq", RANK, ALPHA), lambda b: PiSSALinear(b, RANK, ALPHA)):
+    for make in (
+        lambda base: PartedLoRALinear(base, "vq", RANK, ALPHA),
+        lambda b: PiSSALinear(b, RANK, ALPHA),
+    ):
         base = (nn.Linear(4, 12) if kind is nn.Linear else Conv1D(12, 4)).double()
         nn.init.normal_(base.weight)
         layer = perturbed(make(base))
@@ -497,10 +502,11 @@ SAID = {
 def test_from_flags_to_files_and_whatever_is_done_with_them(tmp_path, sources, monkeypatch, capsys, name):
     """Trained, told, predicted with, evaluated, merged, and read by PEFT."""
     monkeypatch.setattr(commands, "_probe", lambda: ["so good", "so so dull <|endoftext|>"])
+    monkeypatch.setattr(picture, "draw_training", lambda *_: None)  # which takes longer than all else
     run = str(tmp_path / "run")
     quick = ["--epochs", "2", "--batch-size", "4", "--lr", "1e-2", "--output-dir", run]
     assert cli.main([*sources, *FLAGS[name].split(), *quick]) == 0
-    card = Path(run, "README.md").read_text()
+    card, record = (Path(run, file).read_text() for file in ("README.md", "results.json"))
     assert SAID[name] in card and "PeftModel.from_pretrained" in card
     model = load_adapted(Path(run))
     assert all(type(layer) is LoRALinear for _, layer in lora_layers(model.model))
@@ -511,6 +517,8 @@ def test_from_flags_to_files_and_whatever_is_done_with_them(tmp_path, sources, m
     texts = [line.rpartition(",")[0] for line in Path(sources[3]).read_text().splitlines()[1:]]
     found = [p.probability for p in predict(model, texts)]
     assert len(texts) == 16 and again["probabilities"] == pytest.approx(found, abs=2e-6)
+    held_out = [p.probability for p in predict(model, load_dataset(sources[3]).validation.sentences)]
+    assert json.loads(record)["evaluation"]["probabilities"] == pytest.approx(held_out, abs=2e-6)
     assert cli.main(["verify", "--adapter", run]) == 0
     assert cli.main(["merge", "--adapter", run, "--out", str(tmp_path / "merged")]) == 0
     whole = predict(load_adapted(tmp_path / "merged"), ["so good", "dull"])
@@ -518,24 +526,12 @@ def test_from_flags_to_files_and_whatever_is_done_with_them(tmp_path, sources, m
     assert [p.probability for p in whole] == pytest.approx([p.probability for p in answers], abs=1e-6)
 
 
-def test_what_is_evaluated_is_what_the_files_give(tmp_path):
-    """After training in fp32 the model in memory and the one from its folder answer alike."""
-    from lora_from_scratch.runs.execute import execute
-    from lora_from_scratch.runs.folder import write_trained
-
-    for i, asked in enumerate(({"method": "pissa"}, {"target_modules": ("attn.c_attn:q,v",)})):
-        prepared = ready(**asked)
-        result = execute(prepared)
-        write_trained(prepared, result.training, tmp_path / str(i))
-        back = load_adapted(tmp_path / str(i), prepared.config.model)
-        found = [p.probability for p in predict(back, prepared.dataset.validation.sentences)]
-        assert result.evaluation.probabilities == pytest.approx(found, abs=1e-6)
-
-
 def test_all_are_rows_of_a_comparison(tmp_path, sources, capsys, monkeypatch):
-    monkeypatch.setattr(page, "comparison_pictures", lambda comparison: {})
-    flags = "--methods lora rslora lora-plus pissa --seeds 0 --max-steps 1 --rank 2 --output-dir".split()
-    assert cli.main(["compare", *sources, *flags, str(tmp_path)]) == 0
+    monkeypatch.setattr(page, "write_comparison", lambda found, folder: [])
+    monkeypatch.setattr(going, "account", lambda prepared: {})
+    methods = ["--methods", "lora", "rslora", "lora-plus", "pissa", "--seeds", "0"]
+    few = ["--max-steps", "1", "--rank", "2", "--output-dir", str(tmp_path)]
+    assert cli.main(["compare", *sources, *methods, *few]) == 0
     (dataset,) = json.loads((tmp_path / "results.json").read_text())["datasets"]
     assert [row["label"] for row in dataset["variants"]] == ["lora", "rslora", "lora-plus", "pissa"]
     assert {row["trainable_parameters"] for row in dataset["variants"]} == {2 * 2 * (16 + 48) + 32}
@@ -580,10 +576,16 @@ def test_parts_have_one_order_so_that_one_setting_has_one_name(targets, same):
         ("--target-modules attn.c_attn c_attn:v", "--target-modules names c_attn twice"),
         ("--target-modules all-linear attn.c_attn:v", "all-linear names every layer: leave the others out"),
         ("--target-modules h.9.attn.c_attn:v", "target module 'h.9.attn.c_attn' matches nothing"),
-        ("--method pissa --target-modules attn.c_attn:q", "--method pissa takes whole layers; leave the colon"),
+        (
+            "--method pissa --target-modules attn.c_attn:q",
+            "--method pissa takes whole layers; leave the colon",
+        ),
         ("--method pissa --rank 17", "--rank 17: a layer has 16 singular directions; ask for no more"),
         ("--method lora-plus --lr-ratio 0", "--lr-ratio must be a positive number, not 0"),
-        ("compare --methods lora pissa --target-modules attn.c_attn:q,v", "--method pissa takes whole layers"),
+        (
+            "compare --methods lora pissa --target-modules attn.c_attn:q,v",
+            "--method pissa takes whole layers",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:rank 17 is above 16")

@@ -25,8 +25,8 @@ class LoRASettings:
     dropout: float = flag(0.05, "dropout before A; of pissa 0, unless it is named", "P")
     target_modules: tuple[str, ...] = flag(
         ("attn.c_attn",),
-        "suffixes of the layers to adapt, such as attn.c_attn mlp.c_proj, or all-linear; attn.c_attn:q,v is Wq "
-        "and Wv, each on its own",
+        "suffixes of the layers to adapt, such as attn.c_attn mlp.c_proj, or all-linear; of attn.c_attn also "
+        "parts: attn.c_attn:q,v",
         "NAME",
     )
 

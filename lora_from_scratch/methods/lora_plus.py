@@ -34,9 +34,8 @@ class LoRAPlus(LoRA):
     name = "lora-plus"
     summary = "LoRA whose B has a learning rate of its own"
     saved_as = "A LoRA adapter (trained by LoRA+)"
-    # Not tuned: run.py tune does it. With lambda = 16 LoRA's 5e-4 for A would mean 8e-3 for B, which does most
-    # of the learning at first. This is a quarter of LoRA's, and B's, 2e-3, is four times LoRA's: the product
-    # of the two is that of LoRA's. The head learns at a quarter of LoRA's, too.
+    # Not tuned: run.py tune does that. LoRA's 5e-4 for A would mean, times 16, 8e-3 for B, which does most of
+    # the learning at first. This is a quarter of LoRA's, for the head too; B's, 2e-3, is four times LoRA's.
     rates = (1.25e-4, 1.25e-4)
     by_default = False
     Settings = LoRAPlusSettings
