@@ -1706,12 +1706,12 @@ PLANS = [
         "a method that is none",
         "compare --methods lora prelayr",
         "error: argument --methods: invalid choice: 'prelayr'; did you mean prelayer? "
-        "(choose from none, head, full, lora, prelayer, prefix)",
+        f"(choose from {METHODS})",
     ),
     Case(
         "nothing to tune",
         "tune --methods none",
-        "error: argument --methods: invalid choice: 'none' (choose from head, full, lora, prelayer, prefix); "
+        f"error: argument --methods: invalid choice: 'none' (choose from {METHODS.removeprefix('none, ')}); "
         "see run.py tune --help",
     ),
     Case(
