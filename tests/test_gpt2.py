@@ -102,7 +102,7 @@ def test_what_stands_behind_the_end_is_never_read(tiny_gpt2, pad, classify):
     assert torch.equal(classify(tiny_gpt2, padded(pad), LENGTHS), classify(tiny_gpt2, padded(), LENGTHS))
 
 
-@pytest.mark.parametrize("method", ["none", "head", "lora", "prelayer", "prefix", "full"])
+@pytest.mark.parametrize("method", ["none", "head", "lora", "pissa", "prelayer", "prefix", "full"])
 def test_a_frozen_base_in_bf16_gives_what_autocast_gives(tiny_gpt2, method):
     from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 

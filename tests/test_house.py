@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_from_scratch.compare.cells import ROOMS
+from lora_from_scratch.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lora_from_scratch"
@@ -99,7 +100,7 @@ def test_a_cell_is_named_by_the_code_of_every_room_that_computes():
 
 def test_methods_are_known_by_name_in_their_own_room_alone():
     """Nobody else asks `if method == "lora"`: a comparison or a table with a method's name is a defect."""
-    names = {"none", "head", "full", "lora", "prelayer", "prefix"}
+    names = set(METHODS)
     for module, path in MODULES.items():
         if ".methods" in module:
             continue

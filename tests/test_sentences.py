@@ -1471,7 +1471,7 @@ AFTERWARDS = [
 
 RUN = "--model bundled --dataset bundled --device cpu --precision fp32 "
 TRAIN = "--model bundled --dataset d.csv --device cpu --precision fp32 --method head --output-dir o "
-METHODS = "none, head, full, lora, prelayer, prefix"
+METHODS = "none, head, full, lora, prelayer, prefix, rslora, lora-plus, pissa"
 FRONT_DOOR = [
     Case("a flag", "--ranks 4", "error: unrecognized arguments: --ranks; did you mean --rank?"),
     Case("a flag with =", "--epoch=3", "error: unrecognized arguments: --epoch; did you mean --epochs?"),
@@ -1706,12 +1706,12 @@ PLANS = [
         "a method that is none",
         "compare --methods lora prelayr",
         "error: argument --methods: invalid choice: 'prelayr'; did you mean prelayer? "
-        "(choose from none, head, full, lora, prelayer, prefix)",
+        f"(choose from {METHODS})",
     ),
     Case(
         "nothing to tune",
         "tune --methods none",
-        "error: argument --methods: invalid choice: 'none' (choose from head, full, lora, prelayer, prefix); "
+        f"error: argument --methods: invalid choice: 'none' (choose from {METHODS.removeprefix('none, ')}); "
         "see run.py tune --help",
     ),
     Case(

@@ -26,6 +26,7 @@ from lora_from_scratch.formats.peft_writing import configuration, saved_tensors
 from lora_from_scratch.formats.seal import check_seal
 from lora_from_scratch.formats.tensors import Tensors, check_shapes, fill, read_tensors, write_tensors
 from lora_from_scratch.formats.whole_files import appearing
+from lora_from_scratch.methods.plain_lora import as_plain_lora
 
 TITLE = "peft"
 WEIGHTS = "adapter_model.safetensors"
@@ -91,12 +92,14 @@ def save_adapter(
     A model without LoRA layers (`prelayer`) gets all-zero rank-1 ones in the files, around `attn.c_attn`,
     because PEFT knows no adapter that only saves modules.
 
+    Layers that are more than LoRA's own are written as plain LoRA that computes the same (`as_plain_lora`).
     `base_name` is what the configuration calls the base (None: the model's own `name_or_path`). The
     fingerprint of `tokenizer`, the one of the training, travels in the metadata.
 
     Raises `UserError` for what PEFT's format cannot say: LoRA layers that differ in dropout, a parameter that
     learns outside a module or within a LoRA layer. `OSError` if the folder cannot be written to.
     """
+    model = as_plain_lora(model)
     tensors = saved_tensors(model)
     whole = [name for name in tensors if ".lora_" not in name]
     name = str(BUNDLED_MODEL) if base_name == BUNDLED else base_name

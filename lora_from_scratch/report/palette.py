@@ -1,8 +1,9 @@
-"""The colours of the page and of its pictures: one for each method, whatever else a comparison holds.
+"""The colours of the page and of its pictures: a look for each method, whatever else a comparison holds.
 
-Light and dark ones of equal rank have equal meaning. Between any two methods' colours lie at least 10 units
-of CIELAB, to eyes that lack one of the three cones too (Machado et al. 2009), and every one has a contrast of
-3 to its ground. No colour stands alone: each method has a shape as well.
+Light and dark ones of equal rank have equal meaning. Between any two colours lie at least 10 units of CIELAB,
+to eyes that lack one of the three cones too (Machado et al. 2009), and every one has a contrast of 3 to its
+ground. No colour stands alone: each method has a shape as well. From the eighth method on colours come again,
+with another shape.
 """
 
 from __future__ import annotations
