@@ -17,7 +17,8 @@ from lora_from_scratch.data.batches import TokenizedExamples
 torch.set_num_threads(1)  # whatever was in the environment: sums of floats depend on it, and so does time
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every", "benchmarks")
+LONGEST = ("tutorial", "commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every")
+LONGEST += ("benchmarks",)
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 

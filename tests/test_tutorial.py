@@ -49,7 +49,7 @@ def executed(notebook: NotebookNode, folder: Path) -> NotebookNode:
         client = NotebookClient(
             notebook,
             kernel_name="python3",
-            timeout=300,
+            timeout=600,
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
