@@ -19,7 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 torch.set_num_threads(1)  # whatever was in the environment: sums of floats depend on it, and so does time
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every", "benchmarks")
+LONGEST = ("tutorial", "commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every")
+LONGEST += ("benchmarks",)
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
