@@ -32,6 +32,7 @@ from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.table import format_named
 from lora_from_scratch.lens.glass_box import glass_box
 from lora_from_scratch.methods import METHODS
+from lora_from_scratch.methods.lora import LoRA
 from lora_from_scratch.report import explain_page, explained
 from lora_from_scratch.runs.execute import train_prepared
 from lora_from_scratch.runs.prepare import prepare
@@ -405,7 +406,8 @@ def test_it_explains_what_every_method_leaves(folders, folder, capsys, tmp_path)
     assert text == explained.text(record)
     assert (tmp_path / "out" / "explain.html").read_text(encoding="utf-8") == explain_page.page(record)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["explain.html", "explain.json"]
-    assert ("layers" in record) == ("LoRA off" in out) == (folder == "lora")
+    has_lora = isinstance(METHODS.get(folder), LoRA)
+    assert ("layers" in record) == ("LoRA off" in out) == has_lora
     model = load_adapted(folders / folder).model
     ids = tokens_of(TEXT)
     with torch.no_grad():
