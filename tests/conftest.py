@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets read it: no test asks the network
@@ -14,10 +15,12 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch.data.batches import TokenizedExamples
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 torch.set_num_threads(1)  # whatever was in the environment: sums of floats depend on it, and so does time
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every", "benchmarks")
+LONGEST = ("tutorial", "commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every")
+LONGEST += ("benchmarks",)
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 

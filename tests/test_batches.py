@@ -56,10 +56,22 @@ def test_padding_efficiency_by_hand():
 
 
 def test_sorted_batches_cover_everything_in_order():
-    batches = sorted_batches(LENGTHS, 64)
+    batches = sorted_batches(LENGTHS, 64, 1024)
     order = torch.cat(batches)
     assert order.sort().values.tolist() == list(range(1003))
     assert LENGTHS[order].tolist() == sorted(LENGTHS.tolist())
+
+
+def test_sorted_batches_are_as_large_as_both_bounds_allow():
+    lengths = torch.tensor([9, 2, 30, 2, 5, 2, 2, 4])
+    assert [lengths[part].tolist() for part in sorted_batches(lengths, 3, 12)] == [
+        [2, 2, 2],  # the sentences' bound
+        [2, 4],  # the tokens': 3 x 5 would be 15
+        [5],
+        [9],
+        [30],  # above the bound alone
+    ]
+    assert sorted_batches(lengths[:0], 3, 12) == []
 
 
 def test_pad_batch_by_hand():

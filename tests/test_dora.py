@@ -316,3 +316,8 @@ def test_on_a_quantised_base_it_computes_as_on_the_rounded_one():
     expected = logits(perturbed(dense).eval())
     torch.testing.assert_close(logits(perturbed(kept).eval()), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(logits(merge_lora(dense)), expected, rtol=0, atol=1e-5)
+
+
+def test_parts_of_a_layer_are_refused():
+    with pytest.raises(UserError, match="dora adapts whole layers: name attn.c_attn, not attn.c_attn:q,v"):
+        adapt(base_model(), RunConfig(method="dora", target_modules=("attn.c_attn:q,v",)))

@@ -93,10 +93,12 @@ def test_the_baseline_is_the_commonest_class_of_train_on_what_is_measured():
     assert baseline({**train, "c": 3}, validation) == {"label": "c", "accuracy": 75}
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_logits_come_in_the_order_of_the_sentences(tiny_gpt2, tiny_examples, batch_size):
+@pytest.mark.parametrize(("sentences", "tokens"), [(1, 1024), (7, 1024), (64, 1024), (64, 20)])
+def test_logits_come_in_the_order_of_the_sentences(tiny_gpt2, tiny_examples, monkeypatch, sentences, tokens):
+    monkeypatch.setattr("lora_from_scratch.train.evaluate.SENTENCES", sentences)
+    monkeypatch.setattr("lora_from_scratch.train.evaluate.TOKENS", tokens)
     tiny_gpt2.train()  # predict_logits turns dropout off and puts the mode back
-    logits = predict_logits(tiny_gpt2, tiny_examples, batch_size)
+    logits = predict_logits(tiny_gpt2, tiny_examples)
     assert tiny_gpt2.training and not logits.requires_grad
     tiny_gpt2.eval()
     for i in range(len(tiny_examples)):

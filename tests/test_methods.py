@@ -37,6 +37,13 @@ def gpt2_small() -> GPT2ForSequenceClassification:
         ({"method": "lora", "rank": 1}, 36_864, 1_536, 124_478_208),
         ({"method": "lora", "rank": 4}, 147_456, 1_536, 124_588_800),
         ({"method": "lora", "rank": 64}, 2_359_296, 1_536, 126_800_640),
+        ({"method": "rslora", "rank": 4}, 147_456, 1_536, 124_588_800),
+        ({"method": "lora-plus", "rank": 4}, 147_456, 1_536, 124_588_800),
+        ({"method": "pissa", "rank": 4}, 147_456, 1_536, 124_588_800),
+        # q and v: 12 * 2 * 4 * (768 + 768), as the paper has it; all three: 12 * 3 * 4 * (768 + 768)
+        ({"target_modules": ("attn.c_attn:q,v",)}, 147_456, 1_536, 124_588_800),
+        ({"target_modules": ("attn.c_attn:q,k,v",)}, 221_184, 1_536, 124_662_528),
+        ({"method": "rslora", "target_modules": ("attn.c_attn:k",)}, 73_728, 1_536, 124_515_072),
         # mlp.c_proj: 12 * 4 * (3072 + 768)
         ({"method": "lora", "target_modules": ("mlp.c_proj",)}, 184_320, 1_536, 124_625_664),
         ({"method": "prelayer"}, 39_383_808, 1_536, 124_441_344),
@@ -57,11 +64,15 @@ def test_counts_on_gpt2_small(options, adapter, head, total):
     assert count.share == (adapter + head) / total
 
 
+IN_LORA = ("c_attn.lora_A", "c_attn.lora_B")
 LEARNS = {
     "none": lambda name: False,
     "head": lambda name: name == "score.weight",
     "full": lambda name: True,
-    "lora": lambda name: name == "score.weight" or name.endswith(("c_attn.lora_A", "c_attn.lora_B")),
+    **{
+        method: lambda name: name == "score.weight" or name.endswith(IN_LORA)
+        for method in ("lora", "rslora", "lora-plus", "pissa")
+    },
     "prelayer": lambda name: name in ("score.weight", "transformer.wte.weight", "transformer.wpe.weight"),
     "prefix": lambda name: name == "score.weight" or name.endswith(".prefix"),
     "dora": lambda name: name == "score.weight" or ".c_attn.lora_" in name,
@@ -106,6 +117,9 @@ def test_default_learning_rates_are_those_that_were_chosen():
         "head": (3e-3, 3e-3),
         "full": (3e-4, 5e-5),
         "lora": (5e-4, 5e-4),
+        "rslora": (5e-4, 5e-4),
+        "lora-plus": (1.25e-4, 1.25e-4),
+        "pissa": (5e-4, 5e-4),
         "prelayer": (3e-4, 2e-4),
         "prefix": (1e-2, 1e-2),
         "dora": (5e-4, 5e-4),

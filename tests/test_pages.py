@@ -4,7 +4,7 @@
 
 Two kinds of figure come from benchmarks/results: what stands between `<!-- from FILE.json: KIND -->` and
 `<!-- end -->`, by KIND's function below, and single ones: `57 %<!-- FILE.json: path.in.results:.0% -->`.
-Memory by arithmetic is computed anew.
+Memory by arithmetic and dtypes are computed anew.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from statistics import mean
 
 import pytest
 import torch
+from conftest import tiny_config
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt
@@ -28,6 +29,7 @@ from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
 from lora_from_scratch.compare.accounting import account_model
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
+from lora_from_scratch.lens.dtypes import dtypes_of_a_step
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.report import numbers
 from lora_from_scratch.report.compared import f1_column
@@ -255,6 +257,18 @@ def quantised(_: None) -> str:
     return table(*rows)
 
 
+def dtypes(_: None) -> str:
+    """Of every line of a step, by precision, plain and fast."""
+    kinds = {f"{p}{', `--plain`' * plain}": (p, plain) for p in ("fp32", "bf16") for plain in (True, False)}
+    found = []
+    for kind in kinds.values():
+        torch.manual_seed(0)
+        model = adapt(GPT2ForSequenceClassification(tiny_config()), RunConfig(method="lora"))
+        found.append(dtypes_of_a_step(model, *kind))
+    rows = [[*line, *(lines[line] for lines in found)] for line in found[0]]
+    return table(["moment", "tensor", *kinds], *rows)
+
+
 def load(name: str) -> dict | None:
     if not name.endswith(".json"):
         return None  # computed anew
@@ -284,7 +298,7 @@ def moments(file: dict) -> str:
 
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
-    kinds += (processes, contended, memory, published_memory, relatives, quantised, moments)
+    kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

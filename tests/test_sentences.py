@@ -1477,7 +1477,7 @@ AFTERWARDS = [
 
 RUN = "--model bundled --dataset bundled --device cpu --precision fp32 "
 TRAIN = "--model bundled --dataset d.csv --device cpu --precision fp32 --method head --output-dir o "
-METHODS = "none, head, full, lora, prelayer, prefix, dora, lora-fa, bitfit, ia3"
+METHODS = "none, head, full, lora, prelayer, prefix, rslora, lora-plus, pissa, dora, lora-fa, bitfit, ia3"
 FRONT_DOOR = [
     Case("a flag", "--ranks 4", "error: unrecognized arguments: --ranks; did you mean --rank?"),
     Case("a flag with =", "--epoch=3", "error: unrecognized arguments: --epoch; did you mean --epochs?"),

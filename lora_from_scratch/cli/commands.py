@@ -15,6 +15,7 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.base.load import load_model
 from lora_from_scratch.base.precisions import KEY, base_precision, rounded
+from lora_from_scratch.cli.explaining import explain
 from lora_from_scratch.cli.loading import told_while
 from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
@@ -165,7 +166,13 @@ def _of_many_runs(name: str, **flags: object) -> None:
     getattr(plans, name)(**flags)
 
 
-BY_NAME = {"predict": predict, "merge": merge, "evaluate": evaluate_dataset, "verify": verify}
+BY_NAME = {
+    "predict": predict,
+    "merge": merge,
+    "evaluate": evaluate_dataset,
+    "verify": verify,
+    "explain": explain,
+}
 BY_NAME |= {name: partial(_of_many_runs, name) for name in ("compare", "tune")}
 
 

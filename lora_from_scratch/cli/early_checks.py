@@ -92,6 +92,14 @@ def _check_merge(out: Path, **others: object) -> Flags:
     return {"out": out, **others}
 
 
+def _check_explain(text: str, output_dir: Path | None, **others: object) -> Flags:
+    if not text.strip():
+        raise UserError("the text is blank; give one with words in it")
+    if output_dir is not None:
+        check_place(output_dir)
+    return {"text": text, "output_dir": output_dir, **others}
+
+
 def _check_evaluate(adapter: Path, label_names: list[str] | None, **flags: object) -> Flags:
     asked = RunConfig(**flags)
     if asked.output_dir and Path(asked.output_dir, RESULTS).exists():
@@ -172,6 +180,7 @@ BY_NAME: dict[str, Callable[..., Flags]] = {
     "predict": _check_predict,
     "merge": _check_merge,
     "evaluate": _check_evaluate,
+    "explain": _check_explain,
     "compare": partial(_check_plan, kind="comparison"),
     "tune": partial(_check_plan, kind="rates"),
 }

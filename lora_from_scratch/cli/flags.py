@@ -19,6 +19,7 @@ COMMANDS = {
     "merge": "Write a plain transformers checkpoint that needs neither this project nor PEFT.",
     "evaluate": "Measure an adapted model on labelled sentences.",
     "verify": "Compare with PEFT: it reads our files, we read its.",
+    "explain": "Show one text on its way through the model and back, tensor by tensor.",
     "compare": "Run methods x seeds x settings, and say what the differences are worth. Flags take lists.",
     "tune": "Find each method's learning rate on sentences held out of train. Flags take lists.",
 }
@@ -89,7 +90,8 @@ def run_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=RUN,
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
-        epilog="Afterwards: predict, merge, evaluate, verify. Many runs: compare, tune. Each takes --help.",
+        epilog="Afterwards: predict, merge, evaluate, verify, explain. Many runs: compare, tune. "
+        "Each takes --help.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -128,6 +130,10 @@ def command_parser(command: str) -> argparse.ArgumentParser:
             "--output", type=Path, metavar="FILE", help="new: the table with its labels, .csv, .tsv or .jsonl"
         )
         add("--drop-blank", action="store_true", help="give blank texts no label, instead of refusing them")
+    if command == "explain":
+        add("text", metavar="TEXT")
+        add("--label", metavar="NAME", help="whose loss is taken (default: the predicted one)")
+        add("--output-dir", type=_folder, metavar="FOLDER", help="write explain.html and explain.json there")
     if command == "merge":
         add("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
     if command == "evaluate":
@@ -197,7 +203,8 @@ def _yes_or_no(word: str) -> bool:
 
 
 def _parts(word: str) -> tuple[str, ...]:
-    parts = tuple(word.split(","))
+    """A list parted by commas; q, k or v alone belongs to what stands before it, as in attn.c_attn:q,v."""
+    parts = tuple(re.split(",(?![qkv](?:,|$))", word))
     if "" in parts:
         raise argparse.ArgumentTypeError(f"has a comma too many: {quoted(word)}")
     return parts

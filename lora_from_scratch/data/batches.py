@@ -76,9 +76,21 @@ def bucketed_batches(
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def sorted_batches(lengths: Tensor, batch_size: int) -> list[Tensor]:
-    """Batches of indices for evaluation: sorted by length throughout, no draw."""
-    return list(lengths.argsort(stable=True).split(batch_size))
+def sorted_batches(lengths: Tensor, batch_size: int, tokens: int) -> list[Tensor]:
+    """Batches of indices for evaluation: sorted by length throughout, no draw.
+
+    Of at most `tokens` tokens with padding each, unless a single sentence has more: long sentences would
+    otherwise decide how much memory an evaluation takes.
+    """
+    order = lengths.argsort(stable=True)
+    longest, sizes, start = lengths[order].tolist(), [], 0
+    while start < len(longest):
+        size = min(batch_size, len(longest) - start)
+        while size > 1 and size * longest[start + size - 1] > tokens:
+            size -= 1
+        sizes.append(size)
+        start += size
+    return list(order.split(sizes)) if sizes else []
 
 
 def padding_efficiency(lengths: Tensor, batches: Sequence[Tensor]) -> float:

@@ -27,6 +27,7 @@ from lora_from_scratch.formats.tensors import Tensors, check_shapes, fill, read_
 from lora_from_scratch.formats.whole_files import appearing
 from lora_from_scratch.methods.dora_linear import with_magnitudes
 from lora_from_scratch.methods.lora_fa import freeze_A
+from lora_from_scratch.methods.plain_lora import as_plain_lora
 
 TITLE = "peft"
 WEIGHTS = "adapter_model.safetensors"
@@ -92,12 +93,14 @@ def save_adapter(
     A model without LoRA layers (`prelayer`) gets all-zero rank-1 ones in the files, around `attn.c_attn`,
     because PEFT knows no adapter that only saves modules.
 
+    Layers that are more than LoRA's own are written as plain LoRA that computes the same (`as_plain_lora`).
     `base_name` is what the configuration calls the base (None: the model's own `name_or_path`). The
     fingerprint of `tokenizer`, the one of the training, travels in the metadata.
 
     Raises `UserError` for what PEFT's format cannot say: LoRA layers that differ in dropout, a parameter that
     learns outside a module or within a LoRA layer. `OSError` if the folder cannot be written to.
     """
+    model = as_plain_lora(model)
     tensors = saved_tensors(model)
     whole = [name for name in tensors if ".lora_" not in name]
     name = str(BUNDLED_MODEL) if base_name == BUNDLED else base_name

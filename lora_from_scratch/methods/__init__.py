@@ -11,9 +11,12 @@ from lora_from_scratch.methods.ia3 import IA3
 from lora_from_scratch.methods.interface import Method, check
 from lora_from_scratch.methods.lora import LoRA
 from lora_from_scratch.methods.lora_fa import LoRAFA
+from lora_from_scratch.methods.lora_plus import LoRAPlus
 from lora_from_scratch.methods.none import NoFineTuning
+from lora_from_scratch.methods.pissa import PiSSA
 from lora_from_scratch.methods.prefix import Prefix
 from lora_from_scratch.methods.prelayer import PreLayer
+from lora_from_scratch.methods.rslora import RsLoRA
 
 METHODS: dict[str, Method] = {}
 DEFAULT = LoRA.name
@@ -26,7 +29,7 @@ def register(method: Method) -> None:
 
 for _method in (NoFineTuning(), Head(), Full(), LoRA(), PreLayer(), Prefix()):
     register(_method)
-for _method in (DoRA(), LoRAFA(), BitFit(), IA3()):
+for _method in (RsLoRA(), LoRAPlus(), PiSSA(), DoRA(), LoRAFA(), BitFit(), IA3()):
     register(_method)
 
 

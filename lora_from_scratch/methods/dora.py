@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods.lora import LoRA, LoRASettings
+from lora_from_scratch.methods.targets import parted
 
 if TYPE_CHECKING:
     from torch import Generator, nn
@@ -26,9 +28,14 @@ class DoRA(LoRA):
     def adapt(
         self, model: nn.Module, settings: LoRASettings, generator: Generator | None = None
     ) -> nn.Module:
-        """r (in + out) + out parameters for each target layer learn, and the head."""
+        """r (in + out) + out parameters for each target layer learn, and the head.
+
+        UserError if parts of a layer are named: its other outputs would have magnitudes and no update.
+        """
         from lora_from_scratch.methods.dora_linear import with_magnitudes
 
+        if named := next((target for target in settings.target_modules if parted(target)[1]), None):
+            raise UserError(f"--method dora adapts whole layers: name {parted(named)[0]}, not {named}")
         return with_magnitudes(super().adapt(model, settings, generator))
 
     def describe(self, settings: LoRASettings) -> str:

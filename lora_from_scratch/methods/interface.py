@@ -58,8 +58,13 @@ class Method:
         """What learns of the model as it is."""
         raise NotImplementedError
 
-    def parameter_groups(self, model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-        """AdamW's groups for the adapted model."""
+    def parameter_groups(
+        self, model: nn.Module, settings: object, weight_decay: float
+    ) -> list[dict[str, object]]:
+        """AdamW's groups for the adapted model; `lr_ratio` in one multiplies the run's learning rate there.
+
+        The first group has the run's own: its rate is what is logged.
+        """
         return decay_matrices(model.parameters(), weight_decay)
 
     def merge(self, model: nn.Module) -> nn.Module:

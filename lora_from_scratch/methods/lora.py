@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods.interface import Method, at_least_one, flag, positive
+from lora_from_scratch.methods.targets import parted, spelled
 
 if TYPE_CHECKING:
     from torch import Generator, nn
@@ -20,11 +21,12 @@ class LoRASettings:
     """What LoRA can be asked; see `LoRALinear` and `inject_lora`."""
 
     rank: int = flag(4, "rank of the update", "R")
-    alpha: float = flag(16.0, "the update is scaled by alpha / rank")
-    dropout: float = flag(0.05, "dropout before A", "P")
+    alpha: float = flag(16.0, "the update is scaled by alpha / rank, in rslora by alpha / sqrt(rank)")
+    dropout: float = flag(0.05, "dropout before A; of pissa 0, unless it is named", "P")
     target_modules: tuple[str, ...] = flag(
         ("attn.c_attn",),
-        "suffixes of the layers to adapt, such as attn.c_attn mlp.c_proj, or all-linear",
+        "suffixes of the layers to adapt, such as attn.c_attn mlp.c_proj, or all-linear; of attn.c_attn also "
+        "parts: attn.c_attn:q,v",
         "NAME",
     )
 
@@ -33,6 +35,7 @@ class LoRASettings:
         positive(alpha=self.alpha)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout must lie in [0, 1), not {self.dropout:g}")
+        object.__setattr__(self, "target_modules", spelled(self.target_modules))
 
 
 def linear_layers(model: nn.Module) -> list[str]:
@@ -47,8 +50,8 @@ def linear_layers(model: nn.Module) -> list[str]:
 class LoRA(Method):
     """LoRA around the target layers, and the head (which starts random, so it has to learn).
 
-    GPT-2 fuses Wq, Wk and Wv into c_attn: one rank-r update there shares A among the three, where the paper
-    gives Wq and Wv an A each.
+    GPT-2 fuses Wq, Wk and Wv into c_attn: one rank-r update there shares A among the three. The paper gives
+    Wq and Wv an A each; so does the target attn.c_attn:q,v, by `PartedLoRALinear`.
     """
 
     name = "lora"
@@ -63,18 +66,23 @@ class LoRA(Method):
     def adapt(
         self, model: nn.Module, settings: LoRASettings, generator: Generator | None = None
     ) -> nn.Module:
-        """r (in + out) parameters for each target layer learn, and the head."""
-        from lora_from_scratch.core.surgery import inject_lora
+        """r (in + out) parameters for each target layer, or part of one, learn, and the head."""
+        from lora_from_scratch.core.surgery import inject_lora, is_suffix, lora_layers, place
+        from lora_from_scratch.methods.parted_lora import PartedLoRALinear
 
-        targets = settings.target_modules
+        targets = dict(map(parted, settings.target_modules))  # parts by suffix
         if ALL_LINEAR in targets:
             if len(targets) > 1:
                 raise UserError(f"--target-modules {ALL_LINEAR} names every layer: leave the others out")
-            targets = linear_layers(model)
-        if "score" in settings.target_modules:
+            targets = dict.fromkeys(linear_layers(model), ())
+        if "score" in targets:
             raise UserError("target score is the classifier head, which LoRA trains whole: leave it out")
         update = (settings.rank, settings.alpha, settings.dropout)
-        return inject_lora(model, targets, *update, generator, modules_to_save=["score"])
+        inject_lora(model, list(targets), *update, generator, modules_to_save=["score"])
+        for name, layer in list(lora_layers(model)):
+            if parts := next(parts for suffix, parts in targets.items() if is_suffix(suffix, name)):
+                place(model, name, PartedLoRALinear(layer.base_layer, parts, *update, generator))
+        return model
 
     def describe(self, settings: LoRASettings) -> str:
         update = f"rank {settings.rank}, alpha {settings.alpha:g}, dropout {settings.dropout:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_from_scratch.formats.whole_files import appearing
 from lora_from_scratch.report import (
@@ -23,6 +24,9 @@ from lora_from_scratch.report.drawing import Picture
 from lora_from_scratch.report.exports import comparison_csv, comparison_markdown
 from lora_from_scratch.report.figures import Looks
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 GROUPS = {  # where on the page each picture stands
     "verdict": {"differences": figures.differences},
     "accuracy": {
@@ -36,13 +40,10 @@ GROUPS = {  # where on the page each picture stands
 }
 
 
-def comparison_page(comparison: Comparison, pictures: dict[str, Picture] | None = None) -> str:
-    """The whole page as HTML; equal comparisons give equal pages. `pictures` are those of the comparison,
-    drawn where they are not given."""
+def template(name: str) -> Template:
+    """A page of this folder, to be rendered; a name in it that nothing is given for is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # comes with torch
 
-    if pictures is None:
-        pictures = comparison_pictures(comparison)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -56,8 +57,16 @@ def comparison_page(comparison: Comparison, pictures: dict[str, Picture] | None 
         "between": numbers.between,
         "setting": numbers.setting,
     }
+    return environment.get_template(name)
+
+
+def comparison_page(comparison: Comparison, pictures: dict[str, Picture] | None = None) -> str:
+    """The whole page as HTML; equal comparisons give equal pages. `pictures` are those of the comparison,
+    drawn where they are not given."""
+    if pictures is None:
+        pictures = comparison_pictures(comparison)
     looks = palette.looks(comparison)
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
         comparison=comparison,
         datasets=[_dataset(d, n, looks, pictures) for n, d in enumerate(compared.datasets(comparison))],
         looks=looks,

@@ -142,7 +142,7 @@ def _course(
         precision=precision,
         generator=generator_for(config.seed, "order"),
         max_steps=config.max_steps,
-        groups=config.way.parameter_groups(model, config.weight_decay),
+        groups=config.way.parameter_groups(model, config.settings, config.weight_decay),
         forward=forward,
         gradient_accumulation=config.gradient_accumulation,
         validate=validated if config.eval_every else None,

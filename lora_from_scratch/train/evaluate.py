@@ -23,6 +23,7 @@ from lora_from_scratch.train.precision import DTYPES
 from lora_from_scratch.train.processes import processes
 
 Z_95 = NormalDist().inv_cdf(0.975)  # 1.96
+SENTENCES, TOKENS = 64, 1024  # in a batch of an evaluation, at most
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ class Evaluation:
 def predict_logits(
     model: GPT2ForSequenceClassification,
     examples: TokenizedExamples,
-    batch_size: int = 64,
     precision: torch.dtype = torch.float32,
     plain: bool = False,
 ) -> Tensor:
@@ -61,7 +61,7 @@ def predict_logits(
     """
     was_training = model.training
     logits = torch.zeros(len(examples), model.config.num_labels)
-    indices = processes().own(sorted_batches(examples.lengths, batch_size))
+    indices = processes().own(sorted_batches(examples.lengths, SENTENCES, TOKENS))
     bar = Bar(indices, desc="evaluate", unit="batch", leave=False)
     batches = (pad_batch(examples, part, model.score.weight.device) for part in bar)
     forward, block = (plain_classify, nullcontext()) if plain else (classify, packed_layers(model, precision))
