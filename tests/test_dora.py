@@ -319,5 +319,5 @@ def test_on_a_quantised_base_it_computes_as_on_the_rounded_one():
 
 
 def test_parts_of_a_layer_are_refused():
-    with pytest.raises(UserError, match="dora adapts whole layers: name attn.c_attn, not attn.c_attn:q,v"):
+    with pytest.raises(UserError, match=r"dora adapts whole layers: name .*, not attn"):
         adapt(base_model(), RunConfig(method="dora", target_modules=("attn.c_attn:q,v",)))
