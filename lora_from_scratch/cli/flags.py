@@ -19,6 +19,8 @@ COMMANDS = {
     "merge": "Write a plain transformers checkpoint that needs neither this project nor PEFT.",
     "evaluate": "Measure an adapted model on labelled sentences.",
     "verify": "Compare with PEFT: it reads our files, we read its.",
+    "inspect": "Show what was learned: its directions, what each is worth, how it lies to W0 and to others.",
+    "truncate": "Write a smaller adapter: the first directions of each layer alone.",
     "compare": "Run methods x seeds x settings, and say what the differences are worth. Flags take lists.",
     "tune": "Find each method's learning rate on sentences held out of train. Flags take lists.",
 }
@@ -89,7 +91,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=RUN,
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
-        epilog="Afterwards: predict, merge, evaluate, verify. Many runs: compare, tune. Each takes --help.",
+        epilog=f"Afterwards, and for many runs: {', '.join(COMMANDS)}. Each takes --help.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -128,7 +130,7 @@ def command_parser(command: str) -> argparse.ArgumentParser:
             "--output", type=Path, metavar="FILE", help="new: the table with its labels, .csv, .tsv or .jsonl"
         )
         add("--drop-blank", action="store_true", help="give blank texts no label, instead of refusing them")
-    if command == "merge":
+    if command in ("merge", "truncate"):
         add("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
     if command == "evaluate":
         add("--dataset", required=True, help="as in training; of a file every row, else the validation rows")
@@ -136,7 +138,14 @@ def command_parser(command: str) -> argparse.ArgumentParser:
         _add_flags(parser, RunConfig, names | {"positive_class", "max_length"})
         add("--precision", **_choice(PRECISIONS), default="fp32", help="(default: fp32)")
         add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
-    if command in ("predict", "evaluate"):
+    if command == "inspect":
+        add("--beside", nargs="+", type=Path, default=(), metavar="RUN2", help="others, for their subspaces")
+        add("--dataset", help="sentences to measure on (default: what the run was validated on)")
+        _add_flags(parser, RunConfig, {"text_column", "label_column", "validation_split", "drop_blank"})
+        add("--output-dir", type=_folder, required=True, metavar="FOLDER", help="for lens.html and lens.json")
+    if command == "truncate":
+        add("--rank", type=int, required=True, metavar="K", help="directions of each layer that are kept")
+    if command in ("predict", "evaluate", "inspect"):
         add(
             "--label-names",
             nargs="+",
