@@ -25,7 +25,7 @@ FLOORS = [  # each may import from those before it, and within itself
     {"formats", "methods"},
     {"train"},
     {"runs"},
-    {"compare"},
+    {"compare", "lens"},
     {"report"},
     {"cli", "__main__"},
 ]

@@ -22,6 +22,7 @@ from lora_from_scratch.report.compared import Comparison, Dataset
 from lora_from_scratch.report.drawing import Picture
 from lora_from_scratch.report.exports import comparison_csv, comparison_markdown
 from lora_from_scratch.report.figures import Looks
+from lora_from_scratch.report.templates import rendered
 
 GROUPS = {  # where on the page each picture stands
     "verdict": {"differences": figures.differences},
@@ -39,35 +40,17 @@ GROUPS = {  # where on the page each picture stands
 def comparison_page(comparison: Comparison, pictures: dict[str, Picture] | None = None) -> str:
     """The whole page as HTML; equal comparisons give equal pages. `pictures` are those of the comparison,
     drawn where they are not given."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # comes with torch
-
     if pictures is None:
         pictures = comparison_pictures(comparison)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"rate": numbers.rate, "seconds": numbers.seconds, "size": numbers.size}
-    environment.filters |= {
-        "percent": numbers.percent,
-        "between": numbers.between,
-        "setting": numbers.setting,
-    }
     looks = palette.looks(comparison)
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
         comparison=comparison,
         datasets=[_dataset(d, n, looks, pictures) for n, d in enumerate(compared.datasets(comparison))],
         looks=looks,
         facts=_facts(comparison),
         failures=_failures(comparison),
-        light=palette.variables("light"),
-        dark=palette.variables("dark"),
-        drawn=drawing.available(),
         published=published,
-        nothing=numbers.NOTHING,
     )
 
 
