@@ -15,6 +15,11 @@ from lora_from_scratch.runs.record import as_json
 PAGE, NUMBERS = "lens.html", "lens.json"
 KEPT = ("directions kept", "energy", "accuracy (%)", "loss (nats)")
 BESIDE = ("adapter", "what it is", "norm of ΔW, of W0's", "effective rank", "intruders")
+GROUPS = {  # where on the page each picture stands
+    "layers": ("spectrum", "amplification", "cosines"),
+    "worth": ("truncation",),
+    "beside": ("overlap",),
+}
 
 
 def lens_page(lens: Lens, pictures: dict[str, Picture] | None = None) -> str:
@@ -30,7 +35,9 @@ def lens_page(lens: Lens, pictures: dict[str, Picture] | None = None) -> str:
         kind=lens_view.kind(adapter),
         headline=lens_view.headline(lens),
         facts=_facts(lens),
-        pictures=pictures,
+        pictures={
+            group: [pictures[name] for name in names if name in pictures] for group, names in GROUPS.items()
+        },
         layers=(lens_view.LAYERS, lens_view.layer_rows(adapter)),
         kept=(KEPT, lens_view.kept_rows(measured)) if measured else None,
         scaled=(("scale of ΔW", *KEPT[2:]), lens_view.scaled_rows(measured)) if measured else None,
