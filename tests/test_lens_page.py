@@ -23,7 +23,6 @@ from lora_from_scratch.report import lens_page
 from lora_from_scratch.report.lens_page import lens_pictures, write_lens
 
 PICTURES = ["spectrum", "truncation", "amplification", "cosines", "overlap"]
-WHOLE = ["full", "lora", "other"]  # each beside the next
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def effective_rank(S: Tensor) -> float:
 def energy(S: Tensor) -> Tensor:
     """The squared norm in the first 0, 1, ... k directions, `(k + 1,)`.
 
-    Over the last of them it is the share that is kept; one less that share, under a root, is what a truncation
+    Over the last of them it is the share that is kept; one less that, under a root, is what a truncation
     loses of the norm.
     """
     return torch.cat([S.new_zeros(1), (S**2).cumsum(0)])
@@ -61,7 +61,7 @@ def energy(S: Tensor) -> Tensor:
 def numerical_rank(update: Update) -> int:
     """How many singular values are above what rounding alone may add to one.
 
-    A weight in fp32 is off by up to 2^-24 of itself, its matrix by 2^-24 of its norm, and no singular value of
+    A weight in fp32 is off by up to 2^-24 of itself, a matrix by 2^-24 of its norm, and no singular value of
     a sum moves by more than the norm of what is added (Weyl).
     """
     return int((update.S > ROUNDING * (update.base.norm() + update.norm)).sum())

@@ -71,7 +71,7 @@ def read_record(folder: Path) -> dict[str, object]:
 
 
 def check_layers(model: GPT2ForSequenceClassification, folder: Path, verb: str) -> None:
-    """UserError for layers that are more than s B A beside W0, as DoRA's are: directions are not all of it."""
+    """UserError for layers that are more than s B A beside W0: directions are not all of those."""
     for name, layer in lora_layers(model):
         if type(layer) is not LoRALinear:
             what = f"{name} is a {type(layer).__name__}, more than a B A beside W0"
@@ -106,6 +106,6 @@ def check_beside(one: Opened, other: Opened) -> None:
     ours = {update.name: update for update in one.updates}
     common = [update for update in other.updates if update.name in ours]
     if not common:
-        raise UserError(f"--beside {other.folder} adapts none of the layers that {one.folder} does: name another")
+        raise UserError(f"--beside {other.folder} adapts no layer that {one.folder} does: name another")
     if not all(torch.equal(update.base, ours[update.name].base) for update in common):
         raise UserError(f"--beside {other.folder} is on another base than {one.folder}: name another")

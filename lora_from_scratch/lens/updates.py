@@ -46,7 +46,7 @@ class Update:
 
 
 def updates_of(model: nn.Module, base: nn.Module | None = None) -> Iterator[Update]:
-    """The updates of a model's LoRA layers; of one without them, those of its blocks' matrices over `base`'s.
+    """Those of a model's LoRA layers; of one without them, of its blocks' matrices over those of `base`.
 
     Nothing where it has neither LoRA layers nor a base to be compared with.
     """

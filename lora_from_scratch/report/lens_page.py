@@ -23,7 +23,7 @@ GROUPS = {  # where on the page each picture stands
 
 
 def lens_page(lens: Lens, pictures: dict[str, Picture] | None = None) -> str:
-    """The whole page as HTML; equal records give equal pages. `pictures` are drawn where they are not given."""
+    """The whole page as HTML; equal records give equal pages. `pictures` that are not given are drawn."""
     if pictures is None:
         pictures = lens_pictures(lens)
     adapter, measured = lens["adapters"][0], lens["measured"]

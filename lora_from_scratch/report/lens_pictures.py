@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ROWS = 24  # layers in one picture; of more those with the largest updates
 COLUMNS = 64  # singular vectors in one
 BARS = (("by_update", "ΔW", PARTS[0]), ("by_base", "W0 itself", PARTS[1]), ("by_chance", "chance", PARTS[2]))
+KEYS = [key for key, _, _ in BARS]
 
 
 def spectrum(lens: Lens, name: str) -> Picture | None:
@@ -41,8 +42,8 @@ def spectrum(lens: Lens, name: str) -> Picture | None:
         for layer in layers
     )
     caption = (
-        "Each stroke is a direction: how much it stretches what it reads. The effective rank is as many equally "
-        f"large ones as would be spread as much (Roy & Vetterli 2007).{note}"
+        "Each stroke is a direction: how much it stretches what it reads. The effective rank is the number "
+        f"of equally large ones with the same entropy (Roy & Vetterli 2007).{note}"
     )
     return drawing.picture(name, "The spectrum of ΔW, layer by layer", caption, alt, draw)
 
@@ -57,7 +58,7 @@ def amplification(lens: Lens, name: str) -> Picture | None:
     def draw() -> object:
         factors = [f"{figure(layer['amplification']['factor'])} times" for layer in layers]
         (axes,) = drawing.rows([layer["layer"] for layer in layers], factors)
-        lowest = min(layer["amplification"][key] for layer in layers for key, _, _ in BARS) / 2
+        lowest = min(layer["amplification"][key] for layer in layers for key in KEYS) / 2
         axes.set(xscale="log", xlabel="norm of UᵀW0Vᵀ")
         for number, (key, label, colour) in enumerate(BARS):
             lengths = [layer["amplification"][key] - lowest for layer in layers]
@@ -69,16 +70,16 @@ def amplification(lens: Lens, name: str) -> Picture | None:
         return axes.figure
 
     alt = "W0 along directions, as norms. " + " ".join(
-        f"{layer['layer']}: along those of the update {figure(layer['amplification']['by_update'])}, along its "
-        f"own {figure(layer['amplification']['by_base'])}, by chance "
-        f"{figure(layer['amplification']['by_chance'])}; amplified {figure(layer['amplification']['factor'])} times."
+        "{}: along those of the update {}, along its own {}, by chance {}; amplified {} times.".format(
+            layer["layer"], *(figure(layer["amplification"][key]) for key in (*KEYS, "factor"))
+        )
         for layer in layers
     )
-    many = layers[0]["amplification"]["directions"]
+    many = numbers.count(layers[0]["amplification"]["directions"], "direction")
     caption = (
-        f"The norm of W0 along {numbers.count(many, 'direction')}: those of ΔW, W0's own strongest, and random "
-        "ones. On the right: the norm of ΔW over the first of the three. The axis is logarithmic, so the lengths "
-        f"of bars are not to be compared (Hu et al. 2021, table 7).{note}"
+        f"The norm of W0 along {many}: those of ΔW, W0's own strongest, and random ones. On the right: the "
+        "norm of ΔW over the first of the three. The axis is logarithmic, so lengths of bars are not to be "
+        f"compared (Hu et al. 2021, table 7).{note}"
     )
     return drawing.picture(name, "What of W0 is amplified", caption, alt, draw)
 
@@ -99,13 +100,13 @@ def cosines(lens: Lens, name: str) -> Picture | None:
         return panels[0].figure
 
     alt = "Largest absolute cosine of each tuned singular vector with one of W0's. " + " ".join(
-        f"{one['label']} ({kind(one)}): {intruders(lens, one)} of the first {lens['top']} of each layer are below "
-        f"{epsilon:g}; the lowest of these is {figure(_lowest(one, lens['top']))}."
+        f"{one['label']} ({kind(one)}): {intruders(lens, one)} of the first {lens['top']} of each layer are "
+        f"below {epsilon:g}; the lowest of these is {figure(_lowest(one, lens['top']))}."
         for one in adapters
     )
     caption = (
-        f"Thin: each layer. Thick: their mean. Dashed: {epsilon:g}; a vector below it is called an intruder, a "
-        f"direction that W0 did not have. Counted are the first {lens['top']} of each layer."
+        f"Thin: each layer. Thick: their mean. Dashed: {epsilon:g}; a vector below it is called an intruder, "
+        f"a direction that W0 did not have. Counted are the first {lens['top']} of each layer."
     )
     return drawing.picture(name, "Tuned directions that W0 had", caption, alt, draw)
 
@@ -127,13 +128,13 @@ def truncation(lens: Lens, name: str) -> Picture | None:
         return panels[0].figure
 
     alt = "Accuracy, loss and energy with the first directions alone. " + " ".join(
-        f"{point['directions']} kept: {numbers.percent(point['accuracy'])} %, loss {point['loss']:.4f}, energy "
-        f"{share(point['energy'])}."
+        f"{point['directions']} kept: {numbers.percent(point['accuracy'])} %, loss {point['loss']:.4f}, "
+        f"energy {share(point['energy'])}."
         for point in points
     )
     caption = (
-        "Of every layer's update the first k directions are kept, of the rest of the model everything. Energy: "
-        f"the share of the squared norm. Measured on {lens['measured']['sentences']:,} sentences."
+        "Of every layer's update the first k directions are kept, of the rest of the model everything. "
+        f"Energy: the share of the squared norm. On {lens['measured']['sentences']:,} sentences."
     )
     return drawing.picture(name, "What the first directions are worth", caption, alt, draw)
 
@@ -164,9 +165,9 @@ def overlap(lens: Lens, name: str) -> Picture | None:
         for label, (of_update, _, chance) in found
     )
     caption = (
-        "1: the first k directions that one update reads span what the other's do; 0: nothing in common. Thin: "
-        "each layer. Thick, circles: their mean. Dotted, squares: of the matrices A themselves. Dashed: by chance "
-        "(Hu et al. 2021, section 7.2)."
+        "1: the first k directions that one update reads span what the other's do; 0: nothing in common. "
+        "Thin: each layer. Thick, circles: their mean. Dotted, squares: of the matrices A themselves. "
+        "Dashed: by chance (Hu et al. 2021, section 7.2)."
     )
     return drawing.picture(name, "Subspaces in common", caption, alt, draw)
 
@@ -226,8 +227,11 @@ def _curves(overlap: Lens) -> tuple[list[list[float]], list[list[float]], list[f
     layers = [one for one in overlap["layers"] if one["of_update"] and one["of_update"][0]]
     of_update = [_diagonal(one["of_update"]) for one in layers]
     of_A = [_diagonal(one["of_A"]) for one in layers if one["of_A"]]
-    widest = [[overlap_by_chance(k, k, one["width"]) for one in layers] for k in range(1, 1 + max(map(len, of_update), default=0))]
-    return of_update, of_A, [sum(values) / len(values) for values in widest]
+    longest, count = max(map(len, of_update), default=0), len(layers)
+    chance = [
+        sum(overlap_by_chance(k, k, one["width"]) for one in layers) / count for k in range(1, longest + 1)
+    ]
+    return of_update, of_A, chance
 
 
 def _diagonal(phi: Sequence[Sequence[float]]) -> list[float]:

@@ -87,7 +87,7 @@ def layer_rows(adapter: Adapter) -> Rows:
             f"{one['effective_rank']:.2f}",
             share(first_direction(one)),
             _parts(one),
-            f"{share(one['amplification']['inside'])} (by chance {share(one['amplification']['inside_by_chance'])})",
+            _inside(one["amplification"]),
             _times(one["amplification"]["factor"]),
             f"{one['intruders']}",
         )
@@ -99,6 +99,10 @@ def _parts(layer: Layer) -> str:
     if not layer["parts"]:
         return NOTHING
     return ", ".join(f"{name} {share(part['share'])}" for name, part in layer["parts"].items())
+
+
+def _inside(along: dict[str, float]) -> str:
+    return f"{share(along['inside'])} (by chance {share(along['inside_by_chance'])})"
 
 
 def _times(factor: float | None) -> str:
