@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,7 @@ def amplification(lens: Lens, name: str) -> Picture | None:
             look = {"color": colour, "hatch": drawing.HATCHES[number], "edgecolor": drawing.PAPER}
             axes.barh(at, lengths, left=lowest, height=0.13, label=label, **look)
         axes.set_xlim(left=lowest)
+        _round_ticks(axes)
         drawing.legend_below(axes)
         return axes.figure
 
@@ -203,6 +205,18 @@ def _panels(count: int, height: float) -> list[Axes]:
     """Axes from the top down, with one horizontal axis."""
     figure = drawing.figure(0.4 + height * count)
     return list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+
+
+def _round_ticks(axes: Axes) -> None:
+    """Round numbers below a logarithmic axis: powers of ten, and of a short one 2 and 5 times these too."""
+    low, high = axes.get_xlim()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 2, 5)):
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) > 1:
+            break
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _title(axes: Axes, text: str) -> None:

@@ -59,7 +59,7 @@ def intruders(lens: Lens, adapter: Adapter) -> str:
 
 
 def kind(adapter: Adapter) -> str:
-    """ "lora, rank 4", or of a whole model that its weights learned."""
+    """The method, and of LoRA its rank."""
     method = adapter["method"] or ("LoRA" if adapter["low_rank"] else "a whole model")
     return f"{method}, rank {adapter['directions']}" if adapter["low_rank"] else method
 
