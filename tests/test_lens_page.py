@@ -22,7 +22,7 @@ from lora_from_scratch.formats.tensors import read_tensors
 from lora_from_scratch.report import lens_page
 from lora_from_scratch.report.lens_page import lens_pictures, write_lens
 
-PICTURES = ["spectrum", "truncation", "amplification", "cosines", "overlap"]
+PICTURES = ["spectrum", "amplification", "cosines", "truncation", "overlap"]
 
 
 @pytest.fixture(scope="module")

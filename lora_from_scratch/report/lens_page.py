@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_from_scratch.formats.whole_files import appearing
-from lora_from_scratch.report import drawing, lens_view
+from lora_from_scratch.report import drawing, lens_curves, lens_rows, lens_view
 from lora_from_scratch.report.drawing import Picture
-from lora_from_scratch.report.lens_pictures import PICTURES
 from lora_from_scratch.report.lens_view import Lens
 from lora_from_scratch.report.templates import rendered
 from lora_from_scratch.runs.record import as_json
@@ -16,9 +15,13 @@ PAGE, NUMBERS = "lens.html", "lens.json"
 KEPT = ("directions kept", "energy", "accuracy (%)", "loss (nats)")
 BESIDE = ("adapter", "what it is", "norm of ΔW, of W0's", "effective rank", "intruders")
 GROUPS = {  # where on the page each picture stands
-    "layers": ("spectrum", "amplification", "cosines"),
-    "worth": ("truncation",),
-    "beside": ("overlap",),
+    "layers": {
+        "spectrum": lens_rows.spectrum,
+        "amplification": lens_rows.amplification,
+        "cosines": lens_curves.cosines,
+    },
+    "worth": {"truncation": lens_curves.truncation},
+    "beside": {"overlap": lens_curves.overlap},
 }
 
 
@@ -52,7 +55,9 @@ def lens_page(lens: Lens, pictures: dict[str, Picture] | None = None) -> str:
 def lens_pictures(lens: Lens) -> dict[str, Picture]:
     """Every picture that has something to show, by its name, which is that of its PNG; none without
     matplotlib."""
-    drawn = {name: draw(lens, name) for name, draw in PICTURES.items()} if drawing.available() else {}
+    if not drawing.available():
+        return {}
+    drawn = {name: draw(lens, name) for group in GROUPS.values() for name, draw in group.items()}
     return {name: picture for name, picture in drawn.items() if picture}
 
 
