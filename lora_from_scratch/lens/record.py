@@ -15,7 +15,6 @@ from lora_from_scratch.lens.updates import Update
 from lora_from_scratch.train.bar import Bar
 from lora_from_scratch.version import __version__
 
-NAME = "lens.json"
 VERSION = 1  # of the record
 
 

@@ -25,7 +25,7 @@ def cosines(lens: Lens, name: str) -> Picture | None:
         panels = _panels(len(adapters), 1.55)
         for axes, adapter in zip(panels, adapters, strict=True):
             curves = [layer["cosines"][:COLUMNS] for layer in adapter["layers"]]
-            _layers_and_mean(axes, curves, 1)
+            _layers_and_mean(axes, curves)
             axes.axhline(epsilon, color=INK, linewidth=0.8, linestyle=drawing.DASHES[1])
             axes.set(ylim=(0, 1.04))
             _title(axes, f"{numbers.short(adapter['label'], 30)}: {intruders(lens, adapter)} are intruders")
@@ -82,10 +82,10 @@ def overlap(lens: Lens, name: str) -> Picture | None:
     def draw() -> object:
         panels = _panels(len(found), 1.55)
         for axes, (label, (of_update, of_A, chance)) in zip(panels, found, strict=True):
-            _layers_and_mean(axes, of_update, 1, "o")
+            _layers_and_mean(axes, of_update, "o")
             if of_A:
-                axes.plot(*_mean(of_A, 1), "s:", color=PARTS[1], markersize=4, linewidth=1.2)
-            axes.plot(*_mean([chance], 1), color=INK, linewidth=0.8, linestyle=drawing.DASHES[1])
+                axes.plot(*_mean(of_A), "s:", color=PARTS[1], markersize=4, linewidth=1.2)
+            axes.plot(*_mean([chance]), color=INK, linewidth=0.8, linestyle=drawing.DASHES[1])
             axes.set(ylim=(-0.03, 1.04))
             axes.xaxis.get_major_locator().set_params(integer=True)
             _title(axes, f"with {numbers.short(label, 40)}")
@@ -93,7 +93,7 @@ def overlap(lens: Lens, name: str) -> Picture | None:
         return panels[0].figure
 
     alt = f"Overlap phi(k, k) of {lens['adapters'][0]['label']} with others. " + " ".join(
-        f"{label}: {', '.join(f'{y:.3f} at k = {x}' for x, y in zip(*_mean(of_update, 1), strict=True))}; by "
+        f"{label}: {', '.join(f'{y:.3f} at k = {x}' for x, y in zip(*_mean(of_update), strict=True))}; by "
         f"chance {chance[0]:.3f} at k = 1 and {chance[-1]:.3f} at k = {len(chance)}."
         for label, (of_update, _, chance) in found
     )
@@ -119,17 +119,17 @@ def _title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=8.5, fontweight="bold")
 
 
-def _layers_and_mean(axes: Axes, curves: Sequence[Sequence[float]], start: int, marker: str = "") -> None:
+def _layers_and_mean(axes: Axes, curves: Sequence[Sequence[float]], marker: str = "") -> None:
     for curve in curves:
-        axes.plot(range(start, start + len(curve)), curve, color=MUTED, linewidth=0.6, alpha=0.7)
-    axes.plot(*_mean(curves, start), marker=marker, color=ACCENT, markersize=4, linewidth=1.8)
+        axes.plot(range(1, len(curve) + 1), curve, color=MUTED, linewidth=0.6, alpha=0.7)
+    axes.plot(*_mean(curves), marker=marker, color=ACCENT, markersize=4, linewidth=1.8)
 
 
-def _mean(curves: Sequence[Sequence[float]], start: int) -> tuple[list[int], list[float]]:
-    """Over the curves that reach so far, at start, start + 1, ..."""
+def _mean(curves: Sequence[Sequence[float]]) -> tuple[list[int], list[float]]:
+    """Over the curves that reach so far, at 1, 2, ..."""
     longest = max(map(len, curves))
     reaching = [[curve[i] for curve in curves if i < len(curve)] for i in range(longest)]
-    return list(range(start, start + longest)), [sum(values) / len(values) for values in reaching]
+    return list(range(1, longest + 1)), [sum(values) / len(values) for values in reaching]
 
 
 def _curves(overlap: Lens) -> tuple[list[list[float]], list[list[float]], list[float]]:
