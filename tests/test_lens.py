@@ -1,4 +1,4 @@
-"""The lens: every number against dense algebra, the papers' own figures, or chance; and what parts are worth."""
+"""The lens: every number against dense algebra, the papers' own figures, or chance; what parts are worth."""
 
 from __future__ import annotations
 
@@ -147,18 +147,21 @@ def test_amplification_is_that_of_dense_products(adapted):
         assert found["by_base"] == pytest.approx(math.sqrt((S0[:3] ** 2).sum()), abs=1e-9)
         assert found["factor"] == pytest.approx(update.norm / along, abs=1e-9)
         assert found["inside"] == pytest.approx((inside / update.norm) ** 2, abs=1e-9)
-        assert found["by_chance"] == random_norm(3, update.base.norm().item(), *update.base.shape)
+        chance = random_norm(3, numpy.linalg.norm(update.base), *update.base.shape)
+        assert found["by_chance"] == pytest.approx(chance, abs=1e-9)
 
 
 def test_what_chance_gives_is_what_random_directions_give():
     draw, (m, n, r), W = torch.Generator().manual_seed(0), (12, 20, 3), drawn(12, 20)
     squares, inside, phis, S = [], [], [], torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
     for _ in range(2000):
-        U, V, other = (orthonormal(r, width, draw) for width in (m, n, n))
+        U, V = orthonormal(r, m, draw), orthonormal(r, n, draw)
         squares.append((U @ W @ V.T).norm() ** 2)
         inside.append(((U[:, :r].T * S) @ V[:, :r]).norm() ** 2 / S.norm() ** 2)
         phis.append(overlap(V, orthonormal(5, n, draw)))
-    assert math.sqrt(torch.stack(squares).mean()) == pytest.approx(random_norm(r, W.norm().item(), m, n), rel=0.02)
+    assert math.sqrt(torch.stack(squares).mean()) == pytest.approx(
+        random_norm(r, W.norm().item(), m, n), rel=0.02
+    )
     assert torch.stack(inside).mean().item() == pytest.approx(r * r / (m * n), rel=0.05)
     mean = torch.stack(phis).mean(0)
     for i, j in ((1, 1), (1, 5), (3, 2), (3, 5)):
@@ -194,7 +197,7 @@ def test_q_k_and_v_are_the_thirds_of_the_fused_matrix(adapted):
             assert found[name]["base_norm"] == pytest.approx(update.base[rows].norm().item(), abs=1e-9)
         assert found["k"]["norm"] < 1e-12
         assert sum(part["share"] for part in found.values()) == pytest.approx(1, abs=1e-9)
-    assert [parts(update) for update in updates_of(adapted) if update not in fused] == [None, None]
+    assert [parts(one) for one in updates_of(adapted) if not one.name.endswith("c_attn")] == [None, None]
 
 
 def test_intruders_are_those_that_peft_counts():
@@ -236,9 +239,13 @@ def test_a_truncation_is_the_nearest_matrix_of_that_rank(adapted):
     lost = truncate(adapted, 2)
     squares = [0.0, 0.0]
     for name, layer in lora_layers(adapted):
-        assert (layer.rank, layer.scaling) == (2, pytest.approx(5 / 3)) and layer.base_layer is layers[name].base_layer
+        assert (layer.rank, layer.scaling) == (2, pytest.approx(5 / 3)) and layer.base_layer is layers[
+            name
+        ].base_layer
         U, S, Vh = numpy.linalg.svd(wholes[name].numpy(), full_matrices=False)
-        torch.testing.assert_close(layer.delta_weight().detach().numpy(), (U[:, :2] * S[:2]) @ Vh[:2], **TIGHT)
+        torch.testing.assert_close(
+            layer.delta_weight().detach().numpy(), (U[:, :2] * S[:2]) @ Vh[:2], **TIGHT
+        )
         squares = [squares[0] + (S[2:] ** 2).sum(), squares[1] + (S**2).sum()]
     assert lost == pytest.approx(math.sqrt(squares[0] / squares[1]), abs=1e-9) and lost > 0.01
 
@@ -297,7 +304,9 @@ def test_parts_are_worth_what_the_model_with_just_these_is_worth(adapted, tiny_e
     assert [point["scale"] for point in found.scaled] == [0, 0.5, 1, 1.5, 2]
     for update, point in zip(updates, found.left_out, strict=True):
         assert point["layer"] == update.layer
-        assert (point["accuracy"], point["loss"]) == worth({n: d for n, d in deltas.items() if n != update.name})
+        assert (point["accuracy"], point["loss"]) == worth(
+            {n: d for n, d in deltas.items() if n != update.name}
+        )
     assert len({point["loss"] for point in [*found.kept, *found.scaled, *found.left_out]}) > 8
     after = merge_lora(untouched).state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in adapted.state_dict().items())

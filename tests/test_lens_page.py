@@ -85,7 +85,9 @@ def test_every_figure_of_the_tables_is_the_records(records):
         for row, layer in zip(page.tables["layer-table"], adapter["layers"], strict=True):
             cells = [cell.strip() for cell in row]
             assert cells[0] == layer["layer"] and float(cells[1]) == pytest.approx(layer["norm"], rel=5e-3)
-            assert float(cells[2].split()[0]) == pytest.approx(100 * layer["norm"] / layer["base_norm"], abs=0.06)
+            assert float(cells[2].split()[0]) == pytest.approx(
+                100 * layer["norm"] / layer["base_norm"], abs=0.06
+            )
             assert cells[3] == str(layer["rank"]) and cells[4] == f"{layer['effective_rank']:.2f}"
             first = 100 * layer["singular_values"][0] ** 2 / layer["norm"] ** 2
             assert cells[5] == f"{first:.1f} %"
@@ -173,20 +175,29 @@ def test_truncate_writes_an_adapter_that_peft_reads(runs, tmp_path, capsys):
     import peft
     from transformers import AutoModelForSequenceClassification
 
-    assert cli.main(["truncate", "--adapter", str(runs / "lora"), "--rank", "2", "--out", str(tmp_path / "two")]) == 0
+    assert (
+        cli.main(["truncate", "--adapter", str(runs / "lora"), "--rank", "2", "--out", str(tmp_path / "two")])
+        == 0
+    )
     whole = json.loads((runs / "lens-lora" / "lens.json").read_text())["adapters"][0]
     lost = (1 - whole["energy"][2]) ** 0.5
     assert f"rank 2 of 3, {100 * lost:.3g} % of the update's norm lost" in capsys.readouterr().out
     ours = load_adapted(tmp_path / "two")
-    assert ours.label_names == ["dull", "good"] and {layer.rank for _, layer in lora_layers(ours.model)} == {2}
-    before, after = (read_tensors(folder / "adapter_model.safetensors")[1] for folder in (runs / "lora", tmp_path / "two"))
+    assert ours.label_names == ["dull", "good"] and {layer.rank for _, layer in lora_layers(ours.model)} == {
+        2
+    }
+    before, after = (
+        read_tensors(folder / "adapter_model.safetensors")[1] for folder in (runs / "lora", tmp_path / "two")
+    )
     kept = {"base_weights", "base_config", "tokenizer", "labels"}
     assert {key: before[key] for key in kept} == {key: after[key] for key in kept}
     base = AutoModelForSequenceClassification.from_pretrained(runs / "base", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "two")).eval()
     ids = torch.tensor([[5, 9, 77, 3]])
     with torch.no_grad():
-        torch.testing.assert_close(theirs(input_ids=ids).logits, ours.model(input_ids=ids).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            theirs(input_ids=ids).logits, ours.model(input_ids=ids).logits, rtol=0, atol=1e-5
+        )
 
 
 def test_truncating_to_the_rank_there_is_copies_and_warns(runs, tmp_path, capsys):
@@ -194,18 +205,24 @@ def test_truncating_to_the_rank_there_is_copies_and_warns(runs, tmp_path, capsys
     assert cli.main(["truncate", *flags]) == 0
     said = capsys.readouterr()
     assert "warning: --rank 3: no layer of" in said.err and "0 % of the update's norm lost" in said.out
-    one, other = (read_tensors(folder / "adapter_model.safetensors") for folder in (runs / "lora", tmp_path / "same"))
+    one, other = (
+        read_tensors(folder / "adapter_model.safetensors") for folder in (runs / "lora", tmp_path / "same")
+    )
     assert one[1] == other[1] and all(torch.equal(tensor, other[0][name]) for name, tensor in one[0].items())
 
 
 def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_path, capsys):
     for command, flags in (("truncate", ["--rank", "1"]), ("merge", [])):
-        assert cli.main([command, "--adapter", str(runs / "lora"), *flags, "--out", str(tmp_path / command)]) == 0
+        assert (
+            cli.main([command, "--adapter", str(runs / "lora"), *flags, "--out", str(tmp_path / command)])
+            == 0
+        )
         where = ["--dataset", str(runs / "reviews.csv"), "--output-dir", str(tmp_path / f"lens-{command}")]
         base = ["--model", str(runs / "base")] if command == "merge" else []
         assert cli.main(["inspect", "--adapter", str(tmp_path / command), *base, *where]) == 0
     small, merged = (
-        json.loads((tmp_path / f"lens-{command}" / "lens.json").read_text()) for command in ("truncate", "merge")
+        json.loads((tmp_path / f"lens-{command}" / "lens.json").read_text())
+        for command in ("truncate", "merge")
     )
     assert [layer["rank"] for layer in small["adapters"][0]["layers"]] == [1] * 4
     assert small["measured"]["sentences"] == 16  # every row of a file that is named
@@ -217,7 +234,9 @@ def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_pat
 def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_path, capsys):
     shutil.copytree(runs / "lora", tmp_path / "bare")
     (tmp_path / "bare" / "results.json").unlink()
-    assert cli.main(["inspect", "--adapter", str(tmp_path / "bare"), "--output-dir", str(tmp_path / "out")]) == 0
+    assert (
+        cli.main(["inspect", "--adapter", str(tmp_path / "bare"), "--output-dir", str(tmp_path / "out")]) == 0
+    )
     said = capsys.readouterr().err
     assert "no accuracy is measured" in said and "--dataset" in said
     lens = json.loads((tmp_path / "out" / "lens.json").read_text())
@@ -261,7 +280,16 @@ def test_mistakes_end_in_one_line(runs, tmp_path, capsys):
 
 def test_another_base_beside_is_refused(runs, tmp_path, capsys):
     base = write_base(tmp_path / "base", n_layer=2, initializer_range=0.1)
-    flags = ["--model", str(base), "--dataset", str(runs / "reviews.csv"), "--max-steps", "2", "--device", "cpu"]
+    flags = [
+        "--model",
+        str(base),
+        "--dataset",
+        str(runs / "reviews.csv"),
+        "--max-steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
     flags += ["--precision", "fp32", "--lr", "1e-2", "--output-dir", str(tmp_path / "foreign")]
     assert cli.main(flags) == 0
     beside = ["--beside", str(tmp_path / "foreign"), "--output-dir", str(tmp_path / "out")]
@@ -272,7 +300,9 @@ def test_a_run_on_the_bundle_is_inspected_from_end_to_end(tmp_path, capsys):
     flags = ["--method", "lora", "--limit-train", "64", "--max-steps", "4", "--lr", "5e-3"]
     assert cli.main([*BUNDLED, *flags, "--output-dir", str(tmp_path / "run")]) == 0
     capsys.readouterr()
-    assert cli.main(["inspect", "--adapter", str(tmp_path / "run"), "--output-dir", str(tmp_path / "lens")]) == 0
+    assert (
+        cli.main(["inspect", "--adapter", str(tmp_path / "run"), "--output-dir", str(tmp_path / "lens")]) == 0
+    )
     said, lens = capsys.readouterr().out, json.loads((tmp_path / "lens" / "lens.json").read_text())
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert lens["measured"]["kept"][-1]["accuracy"] == results["accuracy"]

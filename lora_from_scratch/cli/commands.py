@@ -22,7 +22,7 @@ from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled
 from lora_from_scratch.data.rows import Rows
-from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.whole_files import appearing

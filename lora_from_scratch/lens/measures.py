@@ -64,7 +64,8 @@ def numerical_rank(update: Update) -> int:
     A weight in fp32 is off by up to 2^-24 of itself, a matrix by 2^-24 of its norm, and no singular value of
     a sum moves by more than the norm of what is added (Weyl).
     """
-    return int((update.S > ROUNDING * (update.base.norm() + update.norm)).sum())
+    added = ROUNDING * (update.base.norm() + update.norm)
+    return int(update.S.gt(added).sum())
 
 
 def amplification(update: Update, base: SVD) -> dict[str, float | int | None]:

@@ -19,7 +19,7 @@ from lora_from_scratch.train.bar import Bar
 SVD = tuple[Tensor, Tensor, Tensor]  # U (out, k), S (k,) descending, V^T (k, in)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Update:
     """What one layer's weight became, less what it was."""
 
@@ -72,8 +72,8 @@ def svd_of_update(layer: LoRALinear) -> SVD:
 
 
 def weight_of(layer: nn.Linear | Conv1D) -> Tensor:
-    """A layer's weight, `(out, in)`."""
-    weight = layer.weight.detach().to("cpu", torch.float64)
+    """A copy of a layer's weight, `(out, in)`."""
+    weight = layer.weight.detach().to("cpu", torch.float64, copy=True)
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
