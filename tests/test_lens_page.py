@@ -19,8 +19,7 @@ from lora_from_scratch.cli import main as cli
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.formats.tensors import read_tensors
-from lora_from_scratch.report import lens_page
-from lora_from_scratch.report.lens_page import lens_pictures, write_lens
+from lora_from_scratch.report.lens_page import write_lens
 
 PICTURES = ["spectrum", "amplification", "cosines", "truncation", "overlap"]
 
@@ -36,6 +35,7 @@ def runs(tmp_path_factory) -> Path:
     for name, flags in {
         "lora": ["--method", "lora", *wide, "3", "--alpha", "5"],
         "other": ["--method", "lora", *wide, "2", "--seed", "1"],
+        "elsewhere": ["--method", "lora", "--target-modules", "attn.c_proj"],
         "full": ["--method", "full"],
         "prefix": ["--method", "prefix"],
         "prelayer": ["--method", "prelayer"],
@@ -56,8 +56,16 @@ def records(runs) -> dict[str, dict]:
     return found
 
 
-def shown(lens: dict) -> Page:
-    return Page(lens_page.lens_page(lens, lens_pictures(lens)))
+@pytest.fixture(scope="module")
+def pages(runs, records) -> dict[str, Page]:
+    """What a reader of each page finds."""
+    return {name: Page((runs / f"lens-{name}" / "lens.html").read_text(encoding="utf-8")) for name in records}
+
+
+def alts(page: Page) -> dict[str, str]:
+    """What each picture says in words, by its name."""
+    told = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
+    return dict(zip(PICTURES, told, strict=False))
 
 
 def test_the_record_holds_what_the_run_measured(runs, records):
@@ -79,9 +87,9 @@ def test_the_record_holds_what_the_run_measured(runs, records):
     assert other["layers"][0]["of_A"] and beside_full["layers"][0]["of_A"] is None
 
 
-def test_every_figure_of_the_tables_is_the_records(records):
-    for lens in records.values():
-        page, adapter = shown(lens), lens["adapters"][0]
+def test_every_figure_of_the_tables_is_the_records(records, pages):
+    for name, lens in records.items():
+        page, adapter = pages[name], lens["adapters"][0]
         for row, layer in zip(page.tables["layer-table"], adapter["layers"], strict=True):
             cells = [cell.strip() for cell in row]
             assert cells[0] == layer["layer"] and float(cells[1]) == pytest.approx(layer["norm"], rel=5e-3)
@@ -93,9 +101,9 @@ def test_every_figure_of_the_tables_is_the_records(records):
             assert cells[5] == f"{first:.1f} %"
             assert (cells[6] != "\u2013") == layer["layer"].endswith("c_attn")
             assert cells[9] == str(layer["intruders"])
-        for name, key in (("kept", "directions"), ("scaled", "scale"), ("left-out", "layer")):
-            points = lens["measured"][name.replace("-", "_")]
-            for row, point in zip(page.tables[name], points, strict=True):
+        for table, key in (("kept", "directions"), ("scaled", "scale"), ("left-out", "layer")):
+            points = lens["measured"][table.replace("-", "_")]
+            for row, point in zip(page.tables[table], points, strict=True):
                 assert row[0].strip() == f"{point[key]:g}" if key != "layer" else point[key]
                 assert row[-2].split()[0] == f"{point['accuracy']:.2f}"
                 assert row[-1].strip() == f"{point['loss']:.4f}"
@@ -106,30 +114,29 @@ def test_every_figure_of_the_tables_is_the_records(records):
                 assert row[2].startswith(f"{one['of_update'][0][-1]:.3f}")
 
 
-def test_each_picture_says_in_words_what_it_shows(records):
-    lens = records["lora"]
-    found = lens_pictures(lens)
-    assert list(found) == PICTURES and list(lens_pictures(records["full"])) == PICTURES[:-1]
+def test_each_picture_says_in_words_what_it_shows(records, pages):
+    lens, letters = records["lora"], "\n".join(pages["lora"].letters)
+    found = alts(pages["lora"])
+    assert list(found) == PICTURES and list(alts(pages["full"])) == PICTURES[:-1]
     for layer in lens["adapters"][0]["layers"]:
-        assert f"{layer['layer']}: the largest {layer['singular_values'][0]:.3g}" in found["spectrum"].alt
-        assert f"effective rank {layer['effective_rank']:.1f} of 3" in found["spectrum"].svg
+        assert f"{layer['layer']}: the largest {layer['singular_values'][0]:.3g}" in found["spectrum"]
+        assert f"effective rank {layer['effective_rank']:.1f} of 3" in letters
         along = layer["amplification"]
-        assert f"of the update {along['by_update']:.3g}" in found["amplification"].alt
-        assert f">{along['factor']:.3g} times<" in found["amplification"].svg
+        assert f"of the update {along['by_update']:.3g}" in found["amplification"]
+        assert f"{along['factor']:.3g} times" in letters
     for point in lens["measured"]["kept"]:
         told = f"{point['directions']} kept: {point['accuracy']:.2f} %, loss {point['loss']:.4f}"
-        assert told in found["truncation"].alt
+        assert told in found["truncation"]
     for adapter in lens["adapters"]:
         count = sum(layer["intruders"] for layer in adapter["layers"])
-        assert f"{adapter['label']}: {count} of {10 * len(adapter['layers'])} are" in found["cosines"].svg
+        assert f"{adapter['label']}: {count} of {10 * len(adapter['layers'])} are" in letters
     phi = [layer["of_update"] for layer in lens["overlaps"][0]["layers"]]
     mean = sum(one[1][1] for one in phi) / len(phi)
-    assert f"{mean:.3f} at k = 2" in found["overlap"].alt
+    assert f"{mean:.3f} at k = 2" in found["overlap"]
 
 
-def test_the_page_is_whole_safe_and_readable_by_whoever(records):
-    for lens in records.values():
-        page = shown(lens)
+def test_the_page_is_whole_safe_and_readable_by_whoever(pages):
+    for page in pages.values():
         tags, held = [tag for tag, _ in page.tags], [attributes for _, attributes in page.tags]
         assert {"script", "img", "link", "iframe"}.isdisjoint(tags)
         assert not any(name.startswith("on") or name == "src" for attributes in held for name in attributes)
@@ -139,7 +146,7 @@ def test_the_page_is_whole_safe_and_readable_by_whoever(records):
         assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
         assert tags.count("table") == tags.count("caption")
         assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
-        assert tags.count("svg") == sum(a.get("role") == "img" for a in held) == len(lens_pictures(lens))
+        assert tags.count("svg") == sum(a.get("role") == "img" for a in held)
         ids = [attributes["id"] for attributes in held if "id" in attributes]
         assert len(ids) == len(set(ids))
         assert {a["href"][1:] for a in held if a.get("href", "")[:1] == "#"} <= set(ids)
@@ -171,6 +178,7 @@ def test_without_matplotlib_there_are_numbers_and_one_line_says_so(records, tmp_
     assert json.loads((tmp_path / "lens.json").read_text()) == records["lora"]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 def test_truncate_writes_an_adapter_that_peft_reads(runs, tmp_path, capsys):
     import peft
     from transformers import AutoModelForSequenceClassification
@@ -200,6 +208,7 @@ def test_truncate_writes_an_adapter_that_peft_reads(runs, tmp_path, capsys):
         )
 
 
+@pytest.mark.filterwarnings("always::UserWarning")  # to be printed, not raised
 def test_truncating_to_the_rank_there_is_copies_and_warns(runs, tmp_path, capsys):
     flags = ["--adapter", str(runs / "lora"), "--rank", "3", "--out", str(tmp_path / "same")]
     assert cli.main(["truncate", *flags]) == 0
@@ -231,6 +240,7 @@ def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_pat
     assert {rank for name, rank in ranks.items() if not name.endswith(("c_attn", "mlp.c_proj"))} == {0}
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_path, capsys):
     shutil.copytree(runs / "lora", tmp_path / "bare")
     (tmp_path / "bare" / "results.json").unlink()
@@ -257,6 +267,8 @@ def test_mistakes_end_in_one_line(runs, tmp_path, capsys):
     told = line("truncate", "--adapter", runs / "full", "--rank", 1, "--out", tmp_path / "x")
     assert "full: there is nothing to truncate" in told
     adapter = ["inspect", "--adapter", runs / "lora"]
+    told = line(*adapter, "--beside", runs / "elsewhere", *out)
+    assert "elsewhere adapts no layer that" in told
     assert "--output-dir" in line(*adapter)
     assert "--beside nowhere: no such folder" in line(*adapter, "--beside", "nowhere", *out)
     told = line(*adapter, "--beside", runs / "prefix", *out)
@@ -279,7 +291,7 @@ def test_mistakes_end_in_one_line(runs, tmp_path, capsys):
 
 
 def test_another_base_beside_is_refused(runs, tmp_path, capsys):
-    base = write_base(tmp_path / "base", n_layer=2, initializer_range=0.1)
+    base = write_base(tmp_path / "base", n_layer=3)
     flags = [
         "--model",
         str(base),
@@ -299,24 +311,25 @@ def test_another_base_beside_is_refused(runs, tmp_path, capsys):
 def test_a_run_on_the_bundle_is_inspected_from_end_to_end(tmp_path, capsys):
     flags = ["--method", "lora", "--limit-train", "64", "--max-steps", "4", "--lr", "5e-3"]
     assert cli.main([*BUNDLED, *flags, "--output-dir", str(tmp_path / "run")]) == 0
+    (tmp_path / "few.csv").write_text("text,label\na warm film,positive\ndull,negative\n")
     capsys.readouterr()
-    assert (
-        cli.main(["inspect", "--adapter", str(tmp_path / "run"), "--output-dir", str(tmp_path / "lens")]) == 0
-    )
+    where = ["--dataset", str(tmp_path / "few.csv"), "--output-dir", str(tmp_path / "lens")]
+    assert cli.main(["inspect", "--adapter", str(tmp_path / "run"), *where]) == 0
     said, lens = capsys.readouterr().out, json.loads((tmp_path / "lens" / "lens.json").read_text())
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert lens["measured"]["kept"][-1]["accuracy"] == results["accuracy"]
-    assert lens["adapters"][0]["model"] == "mini-gpt2 (bundled)" and len(lens["adapters"][0]["layers"]) == 4
+    (adapter,) = lens["adapters"]
+    assert adapter["model"] == "mini-gpt2 (bundled)" and adapter["trained_on"] == "mini-reviews (bundled)"
+    assert [layer["shape"] for layer in adapter["layers"]] == [[768, 256]] * 4
+    assert [layer["rank"] for layer in adapter["layers"]] == [4] * 4
+    assert lens["measured"]["sentences"] == 2 and lens["measured"]["dataset"].endswith("few.csv")
     assert "| h.0.attn.c_attn" in said and said.splitlines()[-1].startswith("written     ")
 
 
-def test_the_page_in_a_browser(records, tmp_path):
+def test_the_page_in_a_browser(runs, records):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("there is no Chromium")
     sync_api = pytest.importorskip("playwright.sync_api")
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    write_lens(records["lora"], tmp_path)
     with sync_api.sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=browser, args=FLAGS.split())
         shown, said = chromium.new_page(), []
@@ -326,7 +339,7 @@ def test_the_page_in_a_browser(records, tmp_path):
         for width, scheme in ((1280, "light"), (390, "dark"), (390, "light"), (1280, "dark")):
             shown.set_viewport_size({"width": width, "height": 844})
             shown.emulate_media(color_scheme=scheme)
-            shown.goto((tmp_path / "lens.html").as_uri())
+            shown.goto((runs / "lens-lora" / "lens.html").as_uri())
             assert shown.evaluate("document.documentElement.scrollWidth") <= width
             boxes = [svg.bounding_box() for svg in shown.locator("div[role=img] svg").all()]
             assert len(boxes) == len(PICTURES) and all(box["width"] > 300 for box in boxes)
