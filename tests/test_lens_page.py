@@ -19,6 +19,7 @@ from lora_from_scratch.cli import main as cli
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.formats.tensors import read_tensors
+from lora_from_scratch.report import drawing
 from lora_from_scratch.report.lens_page import write_lens
 
 PICTURES = ["spectrum", "amplification", "cosines", "truncation", "overlap"]
@@ -60,6 +61,12 @@ def records(runs) -> dict[str, dict]:
 def pages(runs, records) -> dict[str, Page]:
     """What a reader of each page finds."""
     return {name: Page((runs / f"lens-{name}" / "lens.html").read_text(encoding="utf-8")) for name in records}
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """What is not about pictures does not wait for them."""
+    monkeypatch.setattr(drawing, "available", lambda: False)
 
 
 def alts(page: Page) -> dict[str, str]:
@@ -220,7 +227,7 @@ def test_truncating_to_the_rank_there_is_copies_and_warns(runs, tmp_path, capsys
     assert one[1] == other[1] and all(torch.equal(tensor, other[0][name]) for name, tensor in one[0].items())
 
 
-def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_path, capsys):
+def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_path, undrawn):
     for command, flags in (("truncate", ["--rank", "1"]), ("merge", [])):
         assert (
             cli.main([command, "--adapter", str(runs / "lora"), *flags, "--out", str(tmp_path / command)])
@@ -241,7 +248,7 @@ def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_pat
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_path, capsys):
+def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_path, capsys, undrawn):
     shutil.copytree(runs / "lora", tmp_path / "bare")
     (tmp_path / "bare" / "results.json").unlink()
     assert (

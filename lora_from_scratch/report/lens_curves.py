@@ -56,6 +56,7 @@ def truncation(lens: Lens, name: str) -> Picture | None:
         for axes, (key, title) in zip(panels, panels_of, strict=True):
             axes.plot(range(len(points)), [point[key] for point in points], "o-", color=ACCENT, markersize=4)
             axes.set(ylabel=title)
+        panels[0].set_ylim(drawing.window([point["accuracy"] for point in points], 0, 100))
         panels[-1].set(xlabel="directions kept of each layer", ylim=(-0.04, 1.04))
         panels[-1].set_xticks(range(len(points)), [f"{point['directions']}" for point in points])
         return panels[0].figure
