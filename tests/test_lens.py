@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from pathlib import Path
 
 import numpy
 import pytest
@@ -13,7 +14,7 @@ from conftest import randomize_lora
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_from_scratch import inject_lora, merge_lora
+from lora_from_scratch import UserError, inject_lora, merge_lora
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.lens.curves import energy_kept, measure
@@ -28,6 +29,7 @@ from lora_from_scratch.lens.measures import (
     parts,
     random_norm,
 )
+from lora_from_scratch.lens.opened import check_layers
 from lora_from_scratch.lens.truncate import truncate, truncated
 from lora_from_scratch.lens.updates import Update, svd_of_update, updates_of
 from lora_from_scratch.train.evaluate import evaluate
@@ -319,3 +321,14 @@ def test_of_many_directions_powers_of_two_are_tried(tiny_gpt2, tiny_examples):
     found = measure(model, updates, tiny_examples)
     assert [point["directions"] for point in found.kept] == [*range(9), 13]
     assert energy_kept(updates)[-1] == 1 and energy_kept(updates)[0] == 0
+
+
+def test_a_layer_that_is_more_than_b_a_is_refused_in_one_line(adapted):
+    class Scaled(LoRALinear):
+        """As DoRA's: its norm is learned too, which no direction of B A shows."""
+
+    next(layer for _, layer in lora_layers(adapted)).__class__ = Scaled
+    with pytest.raises(
+        UserError, match=r"runs/x: there is nothing to inspect: .*h.0.attn.c_attn is a Scaled"
+    ):
+        check_layers(adapted, Path("runs/x"), "inspect")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_runs import write_base, write_sentences
 from test_cli import BUNDLED, fails
 from test_page import FLAGS, OUTSIDE, Page
@@ -292,8 +293,13 @@ def test_mistakes_end_in_one_line(runs, tmp_path, capsys):
     (tmp_path / "nameless" / "results.json").unlink()
     told = line("inspect", "--adapter", tmp_path / "nameless", *out)
     assert "does not say of which base: name it with --model" in told
-    told = line("inspect", "--adapter", runs / "full", "--model", "bundled", *out)
-    assert "'bundled' is not the base that it was trained on" in told
+    shutil.copytree(runs / "base", tmp_path / "near")
+    weights = load_file(tmp_path / "near" / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.weight"] += 0.01
+    save_file(weights, tmp_path / "near" / "model.safetensors", {"format": "pt"})
+    for base in ("bundled", tmp_path / "near"):  # of other shapes, of other weights
+        told = line("inspect", "--adapter", runs / "full", "--model", base, *out)
+        assert "is not the base that it was trained on; name its own with --model" in told
     assert not (tmp_path / "out").exists() and not (tmp_path / "x").exists()
 
 
