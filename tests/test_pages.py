@@ -284,10 +284,6 @@ def lens_parts(file: dict) -> str:
     return f"{kept}\n\n{scaled}"
 
 
-def lens_left_out(file: dict) -> str:
-    return table(["layer left out", *KEPT[2:]], *map(list, lens_view.left_out_rows(file["measured"])))
-
-
 def lens_beside(file: dict) -> str:
     """Each adapter, and how those beside the first lie to it."""
     tables = [table(list(BESIDE), *map(list, lens_view.beside_rows(file)))]
@@ -300,7 +296,7 @@ def lens_beside(file: dict) -> str:
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
     kinds += (processes, contended, memory, published_memory, quantised, moments)
-    kinds += (lens_layers, lens_parts, lens_left_out, lens_beside)
+    kinds += (lens_layers, lens_parts, lens_beside)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
