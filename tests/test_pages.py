@@ -31,8 +31,9 @@ from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 from lora_from_scratch.lens.dtypes import dtypes_of_a_step
 from lora_from_scratch.methods import METHODS
-from lora_from_scratch.report import numbers
+from lora_from_scratch.report import lens_view, numbers
 from lora_from_scratch.report.compared import f1_column
+from lora_from_scratch.report.lens_page import BESIDE, KEPT
 from lora_from_scratch.train.measure import tensor_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -296,9 +297,32 @@ def moments(file: dict) -> str:
     return f"{table(*rows)}\n\n{place['device']}, torch {place['torch']}.\n`{file['command']}`"
 
 
+def lens_layers(file: dict) -> str:
+    """What `run.py inspect` found of each layer, as its page has it."""
+    return table(list(lens_view.LAYERS), *map(list, lens_view.layer_rows(file["adapters"][0])))
+
+
+def lens_parts(file: dict) -> str:
+    """Accuracy with the first directions alone, and with the update turned down and up."""
+    found = file["measured"]
+    kept = table(list(KEPT), *map(list, lens_view.kept_rows(found)))
+    scaled = table(["scale of \u0394W", *KEPT[2:]], *map(list, lens_view.scaled_rows(found)))
+    return f"{kept}\n\n{scaled}"
+
+
+def lens_beside(file: dict) -> str:
+    """Each adapter, and how those beside the first lie to it."""
+    tables = [table(list(BESIDE), *map(list, lens_view.beside_rows(file)))]
+    for one in file["overlaps"]:
+        titles = [f"with {one['label']}: layer", *lens_view.OVERLAPS[1:]]
+        tables.append(table(titles, *map(list, lens_view.overlap_rows(one))))
+    return "\n\n".join(tables)
+
+
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
+    kinds += (lens_layers, lens_parts, lens_beside)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

@@ -15,15 +15,14 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.base.load import load_model
 from lora_from_scratch.base.precisions import KEY, base_precision, rounded
-from lora_from_scratch.cli.explaining import explain
 from lora_from_scratch.cli.loading import told_while
+from lora_from_scratch.cli.naming import named
 from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled
-from lora_from_scratch.data.labels import plain
 from lora_from_scratch.data.rows import Rows
-from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import checkpoint, peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.whole_files import appearing
@@ -63,7 +62,7 @@ def predict(
     answers and lines stay side by side.
     """
     with told_while("loading the model", unless=typed):
-        adapted = _named(load_adapted(adapter, model), label_names)
+        adapted = named(load_adapted(adapter, model), label_names)
         merge_lora(adapted.model.to(resolve_device(device)))
     if table:
         path, rows, output = table
@@ -106,7 +105,7 @@ def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunCon
 
     `asked.model` is the base. UserError if a label is not among the model's, or its logits are not finite.
     """
-    adapted = _named(load_adapted(adapter, asked.model), label_names)
+    adapted = named(load_adapted(adapter, asked.model), label_names)
     device = adapted.model.to(resolve_device(asked.device)).device
     precision = resolve_precision(asked.precision, device)
     length = decided_length(asked.max_length, adapted.model.config)
@@ -166,14 +165,15 @@ def _of_many_runs(name: str, **flags: object) -> None:
     getattr(plans, name)(**flags)
 
 
-BY_NAME = {
-    "predict": predict,
-    "merge": merge,
-    "evaluate": evaluate_dataset,
-    "verify": verify,
-    "explain": explain,
-}
+def _looking(name: str, **flags: object) -> None:
+    from lora_from_scratch.cli import looking  # likewise
+
+    getattr(looking, name)(**flags)
+
+
+BY_NAME = {"predict": predict, "merge": merge, "evaluate": evaluate_dataset, "verify": verify}
 BY_NAME |= {name: partial(_of_many_runs, name) for name in ("compare", "tune")}
+BY_NAME |= {name: partial(_looking, name) for name in ("explain", "inspect", "truncate")}
 
 
 def _probe() -> list[str]:
@@ -200,22 +200,6 @@ def _new_folder(name: str) -> Path:
     """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that is not there: results replace none."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return next(folder for folder in map(Path("runs").joinpath, names) if not folder.exists())
-
-
-def _named(adapted: Adapted, names: list[str] | None) -> Adapted:
-    """With these names for its ids. UserError where they do not fit, or the files carry others."""
-    there, number = adapted.label_names, len(adapted.label_names)
-    if names is None or names == there:
-        return adapted
-    if not plain(there):
-        raise UserError(f"--label-names: the files carry names already, {quoted(*there)}; leave the flag out")
-    if len(names) != number or len({name.strip() for name in names} - {""}) != number:
-        raise UserError(
-            f"--label-names takes {number} names that differ, one for each id, not {quoted(*names)}"
-        )
-    adapted.model.config.id2label = dict(enumerate(names))
-    adapted.model.config.label2id = {name: i for i, name in enumerate(names)}
-    return adapted
 
 
 def _as_line(prediction: Prediction) -> str:

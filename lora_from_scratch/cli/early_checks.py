@@ -17,7 +17,7 @@ from lora_from_scratch.data.dataset import local_files
 from lora_from_scratch.data.files import open_table
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.errors import UserError, quoted
-from lora_from_scratch.methods.interface import positive
+from lora_from_scratch.methods.interface import at_least_one, positive
 from lora_from_scratch.runs import texts_to_label as sources
 from lora_from_scratch.runs.config import RECIPES, RunConfig
 from lora_from_scratch.runs.writable import RESULTS, check_new_file, check_place
@@ -98,6 +98,25 @@ def _check_explain(text: str, output_dir: Path | None, **others: object) -> Flag
     if output_dir is not None:
         check_place(output_dir)
     return {"text": text, "output_dir": output_dir, **others}
+
+
+def _check_truncate(out: Path, rank: int, **others: object) -> Flags:
+    at_least_one(rank=rank)
+    return {"rank": rank, **_check_merge(out, **others)}
+
+
+def _check_inspect(
+    adapter: Path, beside: Sequence[Path], label_names: list[str] | None, output_dir: Path, **flags: object
+) -> Flags:
+    for folder in beside:
+        if not folder.is_dir():
+            raise UserError(f"--beside {folder}: no such folder; name the one that a run printed at its end")
+    asked = RunConfig(**flags)
+    check_place(output_dir)
+    if asked.dataset:
+        _check_dataset(asked.dataset, asked.selection, whole=True)
+    own = {"beside": beside, "label_names": label_names, "output_dir": output_dir}
+    return {"adapter": adapter, "asked": asked, **own}
 
 
 def _check_evaluate(adapter: Path, label_names: list[str] | None, **flags: object) -> Flags:
@@ -181,6 +200,8 @@ BY_NAME: dict[str, Callable[..., Flags]] = {
     "merge": _check_merge,
     "evaluate": _check_evaluate,
     "explain": _check_explain,
+    "inspect": _check_inspect,
+    "truncate": _check_truncate,
     "compare": partial(_check_plan, kind="comparison"),
     "tune": partial(_check_plan, kind="rates"),
 }

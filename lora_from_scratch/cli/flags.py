@@ -2,11 +2,11 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import get_args, get_type_hints
 
+from lora_from_scratch.cli.flag_types import add_flags, choice, folder, one_of
 from lora_from_scratch.cli.one_line import nearest, one_line
 from lora_from_scratch.compare.rates import FILE, TUNED
 from lora_from_scratch.errors import quoted
@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "Measure an adapted model on labelled sentences.",
     "verify": "Compare with PEFT: it reads our files, we read its.",
     "explain": "Show one text on its way through the model and back, tensor by tensor.",
+    "inspect": "Show what was learned: its directions, what each is worth, how it lies to W0 and to others.",
+    "truncate": "Write a smaller adapter: the first directions of each layer alone.",
     "compare": "Run methods x seeds x settings, and say what the differences are worth. Flags take lists.",
     "tune": "Find each method's learning rate on sentences held out of train. Flags take lists.",
 }
@@ -73,41 +75,28 @@ def _meant_alone(word: str) -> str:
     return near or (f"; did you mean --dataset {word}?" if Path(word).is_file() else "")
 
 
-def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """A type of argparse's: one of these names. (Its own `choices` knows no near miss.)"""
-
-    def choose(word: str) -> str:
-        if word not in names:
-            near, choice = nearest(word, names), ", ".join(names)
-            raise argparse.ArgumentTypeError(f"invalid choice: {quoted(word)}{near} (choose from {choice})")
-        return word
-
-    return choose
-
-
 def run_parser() -> argparse.ArgumentParser:
     """The flags of a run. Flags that were not given are not in what it parses."""
     parser = OneLineParser(
         prog=RUN,
         description="Adapt GPT-2 to sentiment classification, measure it, and report.",
-        epilog="Afterwards: predict, merge, evaluate, verify, explain. Many runs: compare, tune. "
-        "Each takes --help.",
+        epilog=f"Afterwards, and for many runs: {', '.join(COMMANDS)}. Each takes --help.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     summaries = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
-    parser.add_argument("--method", **_choice(METHODS), help=f"{summaries} (default: {DEFAULT})")
+    parser.add_argument("--method", **choice(METHODS), help=f"{summaries} (default: {DEFAULT})")
     common = RunConfig.__dataclass_fields__.keys() - {"method", "settings"}
-    _add_flags(parser.add_argument_group("of every method"), RunConfig, common)
+    add_flags(parser.add_argument_group("of every method"), RunConfig, common)
     seen: set[str] = set()  # a flag that two methods share is shown once
     for name, method in METHODS.items():
         own = method.Settings.__dataclass_fields__.keys()
-        _add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen)
+        add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen)
         seen |= own
     add = parser.add_argument_group("and").add_argument
-    add("--recipe", **_choice(RECIPES), help="published: the published table's; flags override it")
+    add("--recipe", **choice(RECIPES), help="published: the published table's; flags override it")
     add("--dry-run", action="store_true", help="show parameters and batches, train nothing")
-    add("--resume", type=_folder, metavar="RUN", help="go on with an interrupted run, by its folder")
+    add("--resume", type=folder, metavar="RUN", help="go on with an interrupted run, by its folder")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -120,38 +109,65 @@ def command_parser(command: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--adapter", type=Path, required=True, metavar="RUN", help="the folder of a run, or of PEFT's files")
     add("--model", metavar="BASE", help="its base (default: the one that the files name)")
-    if command == "predict":
-        add("texts", nargs="*", metavar="TEXT")
-        add("--file", type=Path, help="UTF-8, one text a line (default: stdin)")
-        add("--json", action="store_true", dest="as_json", help="one JSON object a line")
-        add("--dataset", type=Path, metavar="FILE", help="a table of texts, to be labelled into --output")
-        add("--text-column", metavar="NAME", help="where its texts are (default: sentence, else text)")
-        add(
-            "--output", type=Path, metavar="FILE", help="new: the table with its labels, .csv, .tsv or .jsonl"
-        )
-        add("--drop-blank", action="store_true", help="give blank texts no label, instead of refusing them")
-    if command == "explain":
-        add("text", metavar="TEXT")
-        add("--label", metavar="NAME", help="whose loss is taken (default: the predicted one)")
-        add("--output-dir", type=_folder, metavar="FOLDER", help="write explain.html and explain.json there")
-    if command == "merge":
+    if own := OWN_FLAGS.get(command):
+        own(parser)
+    if command in ("merge", "truncate"):
         add("--out", type=Path, required=True, metavar="FOLDER", help="new, or empty")
-    if command == "evaluate":
-        add("--dataset", required=True, help="as in training; of a file every row, else the validation rows")
-        names = {"text_column", "label_column", "validation_split", "drop_blank"}
-        _add_flags(parser, RunConfig, names | {"positive_class", "max_length"})
-        add("--precision", **_choice(PRECISIONS), default="fp32", help="(default: fp32)")
-        add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
-    if command in ("predict", "evaluate"):
-        add(
-            "--label-names",
-            nargs="+",
-            metavar="NAME",
-            help="by id, where the files carry none (LABEL_0, ...)",
-        )
+    if command in ("predict", "evaluate", "inspect"):
+        about = "by id, where the files carry none (LABEL_0, ...)"
+        add("--label-names", nargs="+", metavar="NAME", help=about)
         add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _predict_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("texts", nargs="*", metavar="TEXT")
+    add("--file", type=Path, help="UTF-8, one text a line (default: stdin)")
+    add("--json", action="store_true", dest="as_json", help="one JSON object a line")
+    add("--dataset", type=Path, metavar="FILE", help="a table of texts, to be labelled into --output")
+    add("--text-column", metavar="NAME", help="where its texts are (default: sentence, else text)")
+    add("--output", type=Path, metavar="FILE", help="new: the table with its labels, .csv, .tsv or .jsonl")
+    add("--drop-blank", action="store_true", help="give blank texts no label, instead of refusing them")
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset", required=True, help="as in training; of a file every row, else the validation rows")
+    add_flags(parser, RunConfig, LABELLED | {"positive_class", "max_length"})
+    add("--precision", **choice(PRECISIONS), default="fp32", help="(default: fp32)")
+    add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
+
+
+def _explain_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("text", metavar="TEXT")
+    add("--label", metavar="NAME", help="whose loss is taken (default: the predicted one)")
+    add("--output-dir", type=folder, metavar="FOLDER", help="write explain.html and explain.json there")
+
+
+def _inspect_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--beside", nargs="+", type=Path, default=(), metavar="RUN2", help="others, for their subspaces")
+    add("--dataset", help="sentences to measure on (default: what the run was validated on)")
+    add_flags(parser, RunConfig, LABELLED)
+    add("--output-dir", type=folder, required=True, metavar="FOLDER", help="for lens.html and lens.json")
+
+
+def _truncate_flags(parser: argparse.ArgumentParser) -> None:
+    about = "directions of each layer that are kept"
+    parser.add_argument("--rank", type=int, required=True, metavar="K", help=about)
+
+
+OWN_FLAGS = {
+    "predict": _predict_flags,
+    "evaluate": _evaluate_flags,
+    "explain": _explain_flags,
+    "inspect": _inspect_flags,
+    "truncate": _truncate_flags,
+}
+LABELLED = {"text_column", "label_column", "validation_split", "drop_blank"}  # how labelled rows are read
 
 
 def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
@@ -171,7 +187,7 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
         add("--margin", type=float, metavar="POINTS", help="differences within it are called equivalent")
     add(
         "--output-dir",
-        type=_folder,
+        type=folder,
         default=PLANS[command],
         metavar="FOLDER",
         help=f"(default: {PLANS[command]})",
@@ -181,63 +197,10 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
     group = parser.add_argument_group("of every run, each with one value or several")
     left_out = {"method", "settings", "seed", "output_dir", "checkpoint_every", "shard"}
     left_out |= set() if compares else {"lr"}
-    _add_flags(group, RunConfig, RunConfig.__dataclass_fields__.keys() - left_out, several=True)
+    add_flags(group, RunConfig, RunConfig.__dataclass_fields__.keys() - left_out, several=True)
     seen: set[str] = set()
     for name, method in METHODS.items():
         own = method.Settings.__dataclass_fields__.keys()
-        _add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen, several=True)
+        add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen, several=True)
         seen |= own
     return parser
-
-
-def _folder(word: str) -> Path:
-    if not word:
-        raise argparse.ArgumentTypeError("is empty; name a folder, or leave the flag out")
-    return Path(word)
-
-
-def _yes_or_no(word: str) -> bool:
-    if word not in ("yes", "no"):
-        raise argparse.ArgumentTypeError(f"takes yes and no, not {quoted(word)}")
-    return word == "yes"
-
-
-def _parts(word: str) -> tuple[str, ...]:
-    """A list parted by commas; q, k or v alone belongs to what stands before it, as in attn.c_attn:q,v."""
-    parts = tuple(re.split(",(?![qkv](?:,|$))", word))
-    if "" in parts:
-        raise argparse.ArgumentTypeError(f"has a comma too many: {quoted(word)}")
-    return parts
-
-
-def _choice(names: Iterable[str]) -> dict[str, object]:
-    return {"type": one_of(names), "metavar": f"{{{','.join(names)}}}"}
-
-
-def _add_flags(
-    group: argparse._ActionsContainer, owner: type, names: Set[str], several: bool = False
-) -> None:
-    """A flag for each of the named fields of a dataclass; what is not given is not in what is parsed.
-
-    With `several` each takes a list: of yes and no for a switch, of lists parted by commas for a list.
-    """
-    for name, kind in get_type_hints(owner).items():
-        if name in names:
-            field = owner.__dataclass_fields__[name]
-            options, text, shown = dict(field.metadata["options"]), field.metadata["help"], field.default
-            is_list = "tuple" in str(kind)
-            if is_list:
-                options["nargs"] = "+"
-                shown = shown and ("," if several else " ").join(map(str, shown))
-            while inner := get_args(kind):  # int of `int | None`, str of `tuple[str, ...]`
-                kind = inner[0]
-            choices = options.pop("choices", None)
-            if several:
-                kind = _parts if is_list else _yes_or_no if kind is bool else kind
-                options |= {"nargs": "+"}
-            options |= {"action": "store_true"} if kind is bool else {"type": kind}
-            options |= _choice(choices) if choices else {}
-            if shown is not None and shown is not False:
-                text += f" (default: {shown})"
-            flag = "--" + name.replace("_", "-")
-            group.add_argument(flag, help=text, default=argparse.SUPPRESS, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lora_from_scratch.formats.whole_files import appearing
 from lora_from_scratch.report import (
@@ -23,9 +22,7 @@ from lora_from_scratch.report.compared import Comparison, Dataset
 from lora_from_scratch.report.drawing import Picture
 from lora_from_scratch.report.exports import comparison_csv, comparison_markdown
 from lora_from_scratch.report.figures import Looks
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from lora_from_scratch.report.templates import rendered
 
 GROUPS = {  # where on the page each picture stands
     "verdict": {"differences": figures.differences},
@@ -40,43 +37,20 @@ GROUPS = {  # where on the page each picture stands
 }
 
 
-def template(name: str) -> Template:
-    """A page of this folder, to be rendered; a name in it that nothing is given for is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # comes with torch
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"rate": numbers.rate, "seconds": numbers.seconds, "size": numbers.size}
-    environment.filters |= {
-        "percent": numbers.percent,
-        "between": numbers.between,
-        "setting": numbers.setting,
-    }
-    return environment.get_template(name)
-
-
 def comparison_page(comparison: Comparison, pictures: dict[str, Picture] | None = None) -> str:
     """The whole page as HTML; equal comparisons give equal pages. `pictures` are those of the comparison,
     drawn where they are not given."""
     if pictures is None:
         pictures = comparison_pictures(comparison)
     looks = palette.looks(comparison)
-    return template("page.html").render(
+    return rendered(
+        "page.html",
         comparison=comparison,
         datasets=[_dataset(d, n, looks, pictures) for n, d in enumerate(compared.datasets(comparison))],
         looks=looks,
         facts=_facts(comparison),
         failures=_failures(comparison),
-        light=palette.variables("light"),
-        dark=palette.variables("dark"),
-        drawn=drawing.available(),
         published=published,
-        nothing=numbers.NOTHING,
     )
 
 

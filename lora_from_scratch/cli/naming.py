@@ -1,0 +1,21 @@
+"""Label names by the command line, for files that carry none."""
+
+from lora_from_scratch.data.labels import plain
+from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.formats.adapted import Adapted
+
+
+def named(adapted: Adapted, names: list[str] | None) -> Adapted:
+    """With these names for its ids. UserError where they do not fit, or the files carry others."""
+    there, number = adapted.label_names, len(adapted.label_names)
+    if names is None or names == there:
+        return adapted
+    if not plain(there):
+        raise UserError(f"--label-names: the files carry names already, {quoted(*there)}; leave the flag out")
+    if len(names) != number or len({name.strip() for name in names} - {""}) != number:
+        raise UserError(
+            f"--label-names takes {number} names that differ, one for each id, not {quoted(*names)}"
+        )
+    adapted.model.config.id2label = dict(enumerate(names))
+    adapted.model.config.label2id = {name: i for i, name in enumerate(names)}
+    return adapted

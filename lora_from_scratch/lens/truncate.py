@@ -1,0 +1,47 @@
+"""A smaller adapter: of each layer's update the first k directions.
+
+Of all matrices of rank k none is nearer to delta W (Eckart & Young 1936).
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from lora_from_scratch.core.lora import LoRALinear
+from lora_from_scratch.core.surgery import lora_layers, place
+from lora_from_scratch.lens.measures import energy
+from lora_from_scratch.lens.updates import svd_of_update
+
+
+def truncate(model: nn.Module, rank: int) -> float:
+    """Give every LoRA layer of a higher rank this one, in place; returns the share of the norm that is lost.
+
+    Lost is sqrt(sum of the squared singular values that go / sum of all), over all layers. Layers of that
+    rank or a lower one stay as they are, bit for bit.
+    """
+    whole = lost = 0.0
+    for name, layer in list(lora_layers(model)):
+        sums = energy(svd_of_update(layer)[1])
+        whole += sums[-1].item()
+        if layer.rank > rank:
+            lost += (sums[-1] - sums[min(rank, len(sums) - 1)]).item()
+            place(model, name, truncated(layer, rank))
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+@torch.no_grad()
+def truncated(layer: LoRALinear, rank: int) -> LoRALinear:
+    """The layer with the first `rank` directions of its update, its scaling s and its dropout as before.
+
+    B = U_k sqrt(S_k / s) and A = sqrt(S_k / s) V_k^T, so that s B A is what is kept.
+    """
+    U, S, Vh = svd_of_update(layer)
+    U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
+    s, stabilized = layer.scaling, layer.rank_stabilized
+    alpha = s * (math.sqrt(len(S)) if stabilized else len(S))
+    smaller = LoRALinear(layer.base_layer, len(S), alpha, layer.lora_dropout.p, rank_stabilized=stabilized)
+    root = (S / s).sqrt()
+    smaller.lora_A.copy_(root[:, None] * Vh)
+    smaller.lora_B.copy_(U * root)
+    return smaller
