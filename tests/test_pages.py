@@ -297,6 +297,15 @@ def moments(file: dict) -> str:
     return f"{table(*rows)}\n\n{place['device']}, torch {place['torch']}.\n`{file['command']}`"
 
 
+def coverage(file: dict) -> str:
+    """How often the intervals of simulated comparisons held the truth, by seeds and their deviation."""
+    rows = [["seeds", "SD over seeds (points)", "held the difference (%)", "false alarms (%)"]]
+    for one in file["results"]["as_real_runs"]:
+        cells = [str(one["seeds"]), f"{one['seed_deviation']:g}"]
+        rows.append([*cells, f"{one['difference_held']:.1f}", f"{one['false_alarms']:.1f}"])
+    return table(*rows)
+
+
 def lens_layers(file: dict) -> str:
     """What `run.py inspect` found of each layer, as its page has it."""
     return table(list(lens_view.LAYERS), *map(list, lens_view.layer_rows(file["adapters"][0])))
@@ -322,7 +331,7 @@ def lens_beside(file: dict) -> str:
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
-    kinds += (lens_layers, lens_parts, lens_beside)
+    kinds += (coverage, lens_layers, lens_parts, lens_beside)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

@@ -208,6 +208,8 @@ def test_a_byte_order_mark_is_no_error(base, tmp_path):
         ),
         ({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}, "a, b, c and 2 more"),
         ({"revision": "v2"}, "revision"),
+        ({"rank_pattern": {"c_atn": 2, "c_attn": 3}, "a": 1}, "a, rank_pattern c_atn"),
+        ({"alpha_pattern": {"h.7.attn.c_attn": 2}}, "alpha_pattern h.7.attn.c_attn"),
     ],
 )
 def test_keys_that_change_no_logits_are_passed_over_in_one_warning(base, tmp_path, keys, named):

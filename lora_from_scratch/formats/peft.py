@@ -21,6 +21,7 @@ from lora_from_scratch.errors import UserError, printable
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load_base, refuse_pickle
 from lora_from_scratch.formats.peft_base import base_here, check_architecture
 from lora_from_scratch.formats.peft_config import CONFIG, PREFIX, PeftConfig, read_config, shown, understand
+from lora_from_scratch.formats.peft_patterns import idle_patterns
 from lora_from_scratch.formats.peft_writing import configuration, saved_tensors
 from lora_from_scratch.formats.seal import check_seal
 from lora_from_scratch.formats.tensors import Tensors, check_shapes, fill, read_tensors, write_tensors
@@ -138,9 +139,10 @@ def load_adapter(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = N
     whole = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     check_base(fingerprints(model, tokenizer, whole), metadata, folder)
     check_seal(folder / WEIGHTS, _meaning(config, targets, whole))
-    if config.passed_over:
-        names = ", ".join(printable(key)[:40] for key in config.passed_over[:3])
-        more = f" and {len(config.passed_over) - 3} more" if len(config.passed_over) > 3 else ""
+    idle = idle_patterns(config.rank_pattern, config.alpha_pattern, targets)
+    if passed_over := [*config.passed_over, *idle]:
+        names = ", ".join(printable(key)[:40] for key in passed_over[:3])
+        more = f" and {len(passed_over) - 3} more" if len(passed_over) > 3 else ""
         what = f"passed over, as without effect on the logits: {names}{more}"
         warnings.warn(f"{folder / CONFIG}: {what}; delete them there to be rid of this", stacklevel=2)
 

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_from_scratch.core.surgery import is_suffix
 from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import UserError, first_line
+from lora_from_scratch.formats.peft_patterns import PATTERN, of_pattern
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -105,8 +106,8 @@ class PeftConfig:
     def update(self, name: str) -> dict[str, object]:
         """The arguments of `LoRALinear` for the layer of that name."""
         return {
-            "rank": _of_pattern(self.rank_pattern, name, self.r),
-            "alpha": _of_pattern(self.alpha_pattern, name, self.lora_alpha),
+            "rank": of_pattern(self.rank_pattern, name, self.r),
+            "alpha": of_pattern(self.alpha_pattern, name, self.lora_alpha),
             "dropout": self.lora_dropout,
             "rank_stabilized": self.use_rslora,
         }
@@ -160,7 +161,6 @@ class PeftConfig:
 _SAVED = r"(^|.*\.){}($|\..*)"
 _LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 _ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
-_PATTERN = r"(.*\.)?({})$"
 
 
 def read_config(folder: Path) -> PeftConfig:
@@ -214,8 +214,8 @@ def _check_patterns(config: PeftConfig, path: Path) -> None:
     for key, names, around in (
         ("modules_to_save", config.whole, _SAVED),
         ("layers_pattern", [layers] if isinstance(layers, str) else layers, _LAYER),
-        ("rank_pattern", config.rank_pattern or {}, _PATTERN),
-        ("alpha_pattern", config.alpha_pattern or {}, _PATTERN),
+        ("rank_pattern", config.rank_pattern or {}, PATTERN),
+        ("alpha_pattern", config.alpha_pattern or {}, PATTERN),
     ):
         asked += [(key, name, around.format(name)) for name in names]
     for key, name, pattern in asked:
@@ -228,10 +228,6 @@ def _check_patterns(config: PeftConfig, path: Path) -> None:
                 f"{path}: {key} {shown(name)} is no regular expression ({first_line(error)[:60]}): "
                 "write .* for anything, or a list of names"
             ) from error
-
-
-def _of_pattern(pattern: dict[str, float] | None, name: str, default: float) -> float:
-    return next((v for key, v in (pattern or {}).items() if re.match(_PATTERN.format(key), name)), default)
 
 
 def _ends_in(name: str, suffixes: list[str]) -> bool:
