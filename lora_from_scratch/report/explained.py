@@ -206,7 +206,7 @@ def _gradients(record: Record) -> Table:
 
 def _at_step_one(step: Record) -> Table:
     note = (
-        "The same step with every B at zero, as training begins; A and the head are the trained ones here. "
+        "The same step with every B at zero, as LoRA's training begins; all else is the trained one here. "
         f"The loss is {figure(step['loss'])}. dL/dA = s B^T (dL/dh) x^T holds B, so it is exactly zero. "
         "dL/dB = s (dL/dh) (A x)^T is not."
     )
