@@ -586,6 +586,7 @@ def test_parts_have_one_order_so_that_one_setting_has_one_name(targets, same):
             "compare --methods lora pissa --target-modules attn.c_attn:q,v",
             "--method pissa takes whole layers",
         ),
+        ("compare --methods lora dora --target-modules attn.c_attn:q,v", "--method dora takes whole layers"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:rank 17 is above 16")
