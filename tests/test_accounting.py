@@ -11,6 +11,7 @@ from torch.profiler import profile
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt
+from lora_from_scratch.base.quantised import kept_weights
 from lora_from_scratch.compare.accounting import account, account_model
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
@@ -31,7 +32,9 @@ def on_meta(blocks: int, method: str, **own: object) -> GPT2ForSequenceClassific
 
 @pytest.mark.parametrize("precision", sorted({"fp32", resolve_precision("auto", torch.device("cpu"))}))
 @pytest.mark.parametrize("plain", [True, False])
-@pytest.mark.parametrize("method", ["head", "lora", "full", "prelayer", "dora", "lora-fa", "bitfit", "ia3"])
+@pytest.mark.parametrize(
+    "method", ["head", "lora", "full", "prelayer", "pissa", "dora", "lora-fa", "bitfit", "ia3"]
+)
 def test_it_is_what_a_real_training_keeps_to_the_byte(method, plain, precision):
     """One step on one batch; parts by the record of the training, activations by what autograd saves."""
     prepared = prepare(RunConfig(**QUICK, method=method, plain=plain, precision=precision))
@@ -43,7 +46,7 @@ def test_it_is_what_a_real_training_keeps_to_the_byte(method, plain, precision):
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if all(storage.data_ptr() != p.untyped_storage().data_ptr() for p in prepared.model.parameters()):
+        if all(storage.data_ptr() != t.untyped_storage().data_ptr() for t in kept_weights(prepared.model)):
             kept[storage.data_ptr()] = storage
         return tensor
 
@@ -102,6 +105,16 @@ def test_a_block_of_the_core_keeps_what_the_formula_on_the_page_says(
         of_masks = masks * B * T * C + B * H * T * T
         expected = 4 * floats + (1 if as_on_a_gpu else 4) * of_masks + T * T  # which keys lie in the future
     assert two - one == expected
+
+
+def test_what_pissa_takes_off_w0_is_among_the_weights():
+    """A0 and B0 of each block's c_attn, as large as A and B: r (in + out) numbers that do not learn."""
+    lora, pissa = (
+        account(prepare(RunConfig(**QUICK, method=method, dropout=0, precision="fp32")))
+        for method in ("lora", "pissa")
+    )
+    assert pissa["weights"] == lora["weights"] + 4 * 4 * 4 * (256 + 768)
+    assert (pissa["gradients"], pissa["moments"]) == (lora["gradients"], lora["moments"])
 
 
 def test_what_has_no_memory_is_accounted_without_any():

@@ -318,6 +318,6 @@ def test_on_a_quantised_base_it_computes_as_on_the_rounded_one():
     torch.testing.assert_close(logits(merge_lora(dense)), expected, rtol=0, atol=1e-5)
 
 
-def test_parts_of_a_layer_are_refused():
-    with pytest.raises(UserError, match=r"dora adapts whole layers: name .*, not attn"):
-        adapt(base_model(), RunConfig(method="dora", target_modules=("attn.c_attn:q,v",)))
+def test_parts_of_a_layer_are_refused_before_anything_is_loaded():
+    with pytest.raises(UserError, match=r"attn.c_attn:q,v: --method dora takes whole layers; leave"):
+        RunConfig(method="dora", target_modules=("attn.c_attn:q,v",))

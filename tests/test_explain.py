@@ -282,6 +282,14 @@ def test_at_step_one_the_gradient_of_every_a_is_exactly_zero_and_that_of_b_is_no
 # ---- what people look at
 
 
+def test_an_a_that_is_frozen_is_told_apart_from_one_whose_gradient_is_zero():
+    """LoRA-FA's: "-" in the table, and the sentence above it says so."""
+    tables = explained.tables({**glass_box(adapted_by("lora-fa"), TEXT), "adapter": "", "base": None})
+    (_, rows) = tables[-1].groups[0]
+    assert {of_A for _, of_A, _ in rows} == {"-"} and "0" not in {of_B for _, _, of_B in rows}
+    assert "A is frozen" in tables[-1].note and "exactly zero" not in tables[-1].note
+
+
 def beside(box: dict) -> dict:
     return {**box, "adapter": "runs/lora", "base": "mini-gpt2 (bundled)"}
 

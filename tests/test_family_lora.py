@@ -542,6 +542,22 @@ def test_all_are_rows_of_a_comparison(tmp_path, sources, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("lora", {"LoRA A and B": 2 * 4 * (16 + 48)}),
+        ("dora", {"LoRA A and B": 2 * 4 * (16 + 48), "DoRA's magnitudes": 2 * 48}),
+        ("ia3", {"(IA)^3's vectors": 2 * (16 + 16 + 64)}),
+    ],
+)
+def test_a_dry_run_counts_what_is_added_by_its_name(sources, capsys, method, parts):
+    assert cli.main([*sources, "--method", method, "--dry-run"]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    counted = {row[0]: tuple(row[1:]) for row in rows if row}
+    assert {part: counted[part] for part in parts} == {part: (str(n), str(n)) for part, n in parts.items()}
+    assert counted["blocks"][1] == "0"
+
+
+@pytest.mark.parametrize(
     ("word", "parts"),
     [
         ("attn.c_attn:q,v", ("attn.c_attn:q,v",)),
@@ -586,6 +602,7 @@ def test_parts_have_one_order_so_that_one_setting_has_one_name(targets, same):
             "compare --methods lora pissa --target-modules attn.c_attn:q,v",
             "--method pissa takes whole layers",
         ),
+        ("compare --methods lora dora --target-modules attn.c_attn:q,v", "--method dora takes whole layers"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:rank 17 is above 16")

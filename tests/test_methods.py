@@ -206,7 +206,9 @@ def test_a_method_has_flags_of_its_own_and_no_others(capsys, monkeypatch):
     )
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    assert "of deep:\n  --depth D" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "of deep:\n  --depth D" in shown
+    assert "of lora, rslora, lora-plus, pissa, dora, lora-fa:\n  --rank R" in shown  # all whom it belongs to
     config = RunConfig(method="deep", depth=5)
     assert config.settings.depth == 5 and config.default_folder() == "runs/deep-depth-5"
     assert config.as_dict()["depth"] == 5

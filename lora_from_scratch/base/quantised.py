@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 from transformers.pytorch_utils import Conv1D
 
-from lora_from_scratch.core.surgery import place
+from lora_from_scratch.core.surgery import lora_layers, place
 from lora_from_scratch.errors import UserError
 
 
@@ -101,10 +101,10 @@ def dequantised(model: nn.Module) -> nn.Module:
 
 
 def kept_weights(model: nn.Module) -> Iterator[Tensor]:
-    """All that holds a model's weights: its parameters, and what quantised layers keep in place of some."""
+    """All that holds a model's weights: parameters, and what quantised and LoRA layers keep in buffers."""
     yield from model.parameters()
-    for _, layer in quantised_layers(model):
-        yield from layer.buffers()
+    for _, layer in (*quantised_layers(model), *lora_layers(model)):
+        yield from layer.buffers(recurse=False)
 
 
 def stored_weights(model: nn.Module) -> int:

@@ -88,11 +88,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", **choice(METHODS), help=f"{summaries} (default: {DEFAULT})")
     common = RunConfig.__dataclass_fields__.keys() - {"method", "settings"}
     add_flags(parser.add_argument_group("of every method"), RunConfig, common)
-    seen: set[str] = set()  # a flag that two methods share is shown once
-    for name, method in METHODS.items():
-        own = method.Settings.__dataclass_fields__.keys()
-        add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen)
-        seen |= own
+    _methods_flags(parser)
     add = parser.add_argument_group("and").add_argument
     add("--recipe", **choice(RECIPES), help="published: the published table's; flags override it")
     add("--dry-run", action="store_true", help="show parameters and batches, train nothing")
@@ -198,9 +194,17 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
     left_out = {"method", "settings", "seed", "output_dir", "checkpoint_every", "shard"}
     left_out |= set() if compares else {"lr"}
     add_flags(group, RunConfig, RunConfig.__dataclass_fields__.keys() - left_out, several=True)
-    seen: set[str] = set()
-    for name, method in METHODS.items():
-        own = method.Settings.__dataclass_fields__.keys()
-        add_flags(parser.add_argument_group(f"of {name}"), method.Settings, own - seen, several=True)
-        seen |= own
+    _methods_flags(parser, several=True)
     return parser
+
+
+def _methods_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The flags of single methods; those that several share are shown once, under all their names."""
+    seen: set[str] = set()
+    for method in METHODS.values():
+        own = method.Settings.__dataclass_fields__.keys() - seen
+        owners = [
+            name for name, other in METHODS.items() if own <= other.Settings.__dataclass_fields__.keys()
+        ]
+        add_flags(parser.add_argument_group(f"of {', '.join(owners)}"), method.Settings, own, several)
+        seen |= own

@@ -1,9 +1,9 @@
 """What a training step holds, in bytes: weights, gradients, moments and activations, without allocating it.
 
-The first three are sums over parameters, and over what quantised layers keep in place of some. Activations
-are counted: the forward pass runs on tensors that have a shape and no memory, and what autograd keeps of it
-for the backward pass is added up, every piece of memory once and parameters left out. Under autocast that
-includes the rounded copies of weights.
+The first three are sums over parameters, and over what layers keep in buffers: quantised weights, PiSSA's A0
+and B0. Activations are counted: the forward pass runs on tensors that have a shape and no memory, and what
+autograd keeps of it for the backward pass is added up, every piece of memory once and weights left out. Under
+autocast that includes the rounded copies of weights.
 
 Not in the account is what comes and goes within a pass or a step of the optimizer, what `fast/` lays out anew
 (packed weights, the few rows of the embeddings), and the program itself.
@@ -98,7 +98,7 @@ def _saved_bytes(
     device = model.score.weight.device
     input_ids = torch.zeros(sentences, tokens, dtype=torch.long, device=device)
     lengths = torch.full((sentences,), tokens, device=device)
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    weights = {tensor.untyped_storage()._cdata for tensor in kept_weights(model)}
     kept = {}  # held until the end: an address would else be given out twice
 
     def keep(tensor: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _saved_bytes(
         with autocast:
             logits = forward(model, input_ids, lengths)
         cross_entropy(logits, torch.zeros_like(lengths))
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in parameters)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
 
 
 class _ByteMasks(TorchFunctionMode):

@@ -183,7 +183,7 @@ def _without_lora(model: GPT2ForSequenceClassification) -> Iterator[None]:
 
 
 def _at_step_one(model: GPT2ForSequenceClassification, batch: Batch, target: int) -> Row:
-    """The backward pass with every B at zero, where training begins; A and the head are the trained ones."""
+    """The backward pass with every B at zero, where LoRA's training begins; all else is the trained one."""
     layers = dict(lora_layers(model))
     kept = {name: layer.lora_B.detach().clone() for name, layer in layers.items()}
     try:

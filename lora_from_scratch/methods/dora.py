@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods.lora import LoRA, LoRASettings
-from lora_from_scratch.methods.targets import parted
+from lora_from_scratch.methods.targets import refuse_parts
 
 if TYPE_CHECKING:
     from torch import Generator, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRASettings(LoRASettings):
+    """What LoRA can be asked, of whole layers: outputs of parts not named would have magnitudes alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_parts(self.target_modules, DoRA.name)
 
 
 class DoRA(LoRA):
@@ -24,19 +33,15 @@ class DoRA(LoRA):
     saved_as = "A DoRA adapter"
     rates = LoRA.rates  # not tuned for it
     by_default = False
+    Settings = DoRASettings
 
     def adapt(
-        self, model: nn.Module, settings: LoRASettings, generator: Generator | None = None
+        self, model: nn.Module, settings: DoRASettings, generator: Generator | None = None
     ) -> nn.Module:
-        """r (in + out) + out parameters for each target layer learn, and the head.
-
-        UserError if parts of a layer are named: its other outputs would have magnitudes and no update.
-        """
+        """r (in + out) + out parameters for each target layer learn, and the head."""
         from lora_from_scratch.methods.dora_linear import with_magnitudes
 
-        if named := next((target for target in settings.target_modules if parted(target)[1]), None):
-            raise UserError(f"--method dora adapts whole layers: name {parted(named)[0]}, not {named}")
         return with_magnitudes(super().adapt(model, settings, generator))
 
-    def describe(self, settings: LoRASettings) -> str:
+    def describe(self, settings: DoRASettings) -> str:
         return f"{super().describe(settings)}; a magnitude for each output (DoRA)"

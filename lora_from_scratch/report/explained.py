@@ -205,9 +205,12 @@ def _gradients(record: Record) -> Table:
 
 
 def _at_step_one(step: Record) -> Table:
+    of_A = "dL/dA = s B^T (dL/dh) x^T holds B, so it is exactly zero."
+    if all(layer["A"] is None for layer in step["layers"]):
+        of_A = "A is frozen, and dL/dA not computed."
     note = (
-        "The same step with every B at zero, as training begins; A and the head are the trained ones here. "
-        f"The loss is {figure(step['loss'])}. dL/dA = s B^T (dL/dh) x^T holds B, so it is exactly zero. "
+        "The same step with every B at zero, as LoRA's training begins; all else is the trained one here. "
+        f"The loss is {figure(step['loss'])}. {of_A} "
         "dL/dB = s (dL/dh) (A x)^T is not."
     )
     rows = [(layer["name"], figure(layer["A"]), figure(layer["B"])) for layer in step["layers"]]

@@ -22,6 +22,7 @@ from lora_from_scratch.train.evaluate import baseline, class_counts
 from lora_from_scratch.train.measure import count_parameters
 
 PARTS = {"wte": "token embeddings", "wpe": "position embeddings", "score": "head"}  # others: blocks
+ADDED = {".lora_magnitude": "DoRA's magnitudes", ".lora_": "LoRA A and B", ".ia3_": "(IA)^3's vectors"}
 
 
 def banner(prepared: Prepared | Sources) -> str:
@@ -118,7 +119,7 @@ def _parameter_table(model: GPT2ForSequenceClassification) -> str:
     total, trainable = Counter(), Counter()
     for name, parameter in model.named_parameters():
         where = name.removeprefix("transformer.").split(".")[0]
-        part = "LoRA A and B" if ".lora_" in name else PARTS.get(where, "blocks")
+        part = next((added for mark, added in ADDED.items() if mark in name), PARTS.get(where, "blocks"))
         total[part] += parameter.numel()
         trainable[part] += parameter.numel() * parameter.requires_grad
     total["blocks"] += stored_weights(model)
