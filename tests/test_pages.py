@@ -77,6 +77,21 @@ def verdicts(file: dict) -> str:
     return "\n".join(f"- {one['sentence']}" for one in dataset["comparisons"])
 
 
+def two_rates(file: dict) -> str:
+    """Each method at the rate that is one for all and at its own, and what may be said of the difference."""
+    (dataset,) = file["datasets"]
+    by_label = {one["label"]: one for one in dataset["variants"]}
+    rows = [["method", "at 0.0002: accuracy (%)", "tuned rate", "accuracy (%)", "difference"]]
+    for one in dataset["comparisons"]:
+        own, common = by_label[one["a"]], by_label[one["b"]]
+        if own["method"] == common["method"]:
+            means = (f"{variant['accuracy']['mean']:.2f}" for variant in (common, own))
+            at_common, at_own = means
+            name, rate = f"`{own['method']}`", f"{own['config']['lr']:g}"
+            rows.append([name, at_common, rate, at_own, one["sentence"]])
+    return f"{table(*rows)}\n\n`{file['command']}`"
+
+
 def by_loss_and_accuracy(file: dict) -> str:
     """The rate that `run.py tune` chose, and the one by accuracy, of those that all seeds were run at."""
     rows = [["method", "rate by loss", "accuracy there (%)", "rate by accuracy", "accuracy there (%)"]]
@@ -329,7 +344,7 @@ def lens_beside(file: dict) -> str:
 
 
 def written(text: str) -> str:  # with every figure as the results have it
-    kinds = (compared, verdicts, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
+    kinds = (compared, verdicts, two_rates, by_loss_and_accuracy, comparison, apart, rates, tuned, epochs)
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside)
     kinds = {kind.__name__: kind for kind in kinds}
