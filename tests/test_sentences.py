@@ -1500,7 +1500,7 @@ FRONT_DOOR = [
         "a flag of a command",
         "--adapter a",
         "error: unrecognized arguments: --adapter; did you mean run.py predict or merge or evaluate or "
-        "verify, before the flags?",
+        "verify or explain or inspect or truncate, before the flags?",
     ),
     Case(
         "no flag of predict",
