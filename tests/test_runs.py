@@ -201,8 +201,8 @@ def test_devices_and_precisions():
     [
         (
             {"method": "magic"},
-            "--method must be one of none, head, full, lora, prelayer, prefix, rslora, lora-plus, pissa, dora, "
-            "lora-fa, bitfit, ia3, not 'magic'",
+            "--method must be one of none, head, full, lora, prelayer, prefix, rslora, lora-plus, pissa, "
+            "dora, lora-fa, bitfit, ia3, not 'magic'",
         ),
         ({"precision": "int3"}, "--precision must be one of auto, fp32, bf16, fp16"),
         ({"rank": 0}, "--rank must be at least 1, not 0"),
