@@ -33,7 +33,7 @@ from lora_from_scratch.lens.dtypes import dtypes_of_a_step
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.report import lens_view, numbers
 from lora_from_scratch.report.compared import f1_column
-from lora_from_scratch.report.lens_page import BESIDE, KEPT
+from lora_from_scratch.report.lens_view import BESIDE, KEPT
 from lora_from_scratch.train.measure import tensor_bytes
 
 ROOT = Path(__file__).parents[1]

@@ -7,13 +7,11 @@ from pathlib import Path
 from lora_from_scratch.formats.whole_files import appearing
 from lora_from_scratch.report import drawing, lens_curves, lens_rows, lens_view
 from lora_from_scratch.report.drawing import Picture
-from lora_from_scratch.report.lens_view import Lens
+from lora_from_scratch.report.lens_view import BESIDE, KEPT, Lens
 from lora_from_scratch.report.templates import rendered
 from lora_from_scratch.runs.record import as_json
 
 PAGE, NUMBERS = "lens.html", "lens.json"
-KEPT = ("directions kept", "energy", "accuracy (%)", "loss (nats)")
-BESIDE = ("adapter", "what it is", "norm of ΔW, of W0's", "effective rank", "intruders")
 GROUPS = {  # where on the page each picture stands
     "layers": {
         "spectrum": lens_rows.spectrum,

@@ -16,6 +16,8 @@ Rows = list[tuple[str, ...]]
 
 LAYERS = ("layer", "norm of ΔW", "of W0's", "rank", "effective rank", "first direction", "q, k, v")
 LAYERS += ("inside W0's first", "amplified", "intruders")
+KEPT = ("directions kept", "energy", "accuracy (%)", "loss (nats)")
+BESIDE = ("adapter", "what it is", "norm of ΔW, of W0's", "effective rank", "intruders")
 OVERLAPS = ("layer", "first with first", "first with all", "all with all", "all of A with all of A")
 
 
@@ -110,7 +112,7 @@ def _times(factor: float | None) -> str:
 
 
 def kept_rows(measured: Lens) -> Rows:
-    """Directions kept, energy, accuracy, loss."""
+    """Under the titles `KEPT`."""
     return [
         (f"{one['directions']}", share(one["energy"]), *_reached(one, measured["kept"][-1]))
         for one in measured["kept"]
@@ -135,7 +137,7 @@ def _reached(point: dict[str, float], whole: dict[str, float]) -> tuple[str, str
 
 
 def beside_rows(lens: Lens) -> Rows:
-    """Each adapter: kind, change, effective rank, intruders."""
+    """Each adapter under the titles `BESIDE`."""
     return [
         (
             one["label"],
@@ -172,6 +174,5 @@ def screen(lens: Lens) -> str:
     adapter, measured = lens["adapters"][0], lens["measured"]
     lines = [f"{kind(adapter)}: {headline(lens)}", "", markdown_table([LAYERS, *layer_rows(adapter)])]
     if measured:
-        titles = ("directions kept", "energy", "accuracy (%)", "loss")
-        lines += ["", markdown_table([titles, *kept_rows(measured)])]
+        lines += ["", markdown_table([KEPT, *kept_rows(measured)])]
     return "\n".join(lines)
