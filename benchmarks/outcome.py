@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from datetime import date
@@ -16,6 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from lora_from_scratch.train.device import environment, resolve_device
+
+# What holds PyTorch and oneDNN to the instructions of an older CPU, part of the command where it is set.
+HELD_TO = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +32,8 @@ def finish(out: Path | None, results: object, **about: object) -> None:
     print(json.dumps({**about, "results": results}))
     if out:
         told = [word for before, word in pairwise(sys.argv) if "--out" not in (before, word)]
-        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *told])
+        held_to = [f"{name}={os.environ[name]}" for name in HELD_TO if name in os.environ]
+        command = shlex.join([*held_to, "python", f"benchmarks/{Path(sys.argv[0]).name}", *told])
         whole = {"command": command, "date": date.today().isoformat(), **about, "results": results}
         out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 

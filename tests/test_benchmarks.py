@@ -111,6 +111,8 @@ def test_both_sides_of_plain_vs_fast_are_what_they_are_called():
 
 def test_results_are_written_as_the_pages_read_them(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/choose_epochs.py", "--datasets", "my data", "--out", "x"])
+    for name in outcome.HELD_TO:
+        monkeypatch.delenv(name, raising=False)
     outcome.finish(tmp_path / "out.json", {"lora": [1]}, data_fingerprint="0")
     printed = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "out.json").read_text())
@@ -118,6 +120,14 @@ def test_results_are_written_as_the_pages_read_them(tmp_path, capsys, monkeypatc
     assert date.fromisoformat(written.pop("date")) <= date.today()
     assert written == printed and printed["results"] == {"lora": [1]}
     assert printed["environment"]["threads"] == 1
+
+
+def test_a_command_says_what_the_cpu_was_held_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/vs_peft.py", "--pairs", "3"])
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    outcome.finish(tmp_path / "out.json", {})
+    command = json.loads((tmp_path / "out.json").read_text())["command"]
+    assert command == "ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/vs_peft.py --pairs 3"
 
 
 def test_a_file_for_results_that_cannot_be_is_refused_at_once(tmp_path, capsys):
