@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import test_explain
+import test_gpt2
 import torch
 from conftest import tiny_config
+from small_runs import write_base
 from test_cli import BUNDLED, fails
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -15,6 +19,7 @@ from lora_from_scratch import RunConfig, UserError, adapt, methods
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.formats.table import format_named
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.interface import Method, check, flag
 from lora_from_scratch.runs.predict import predict
@@ -168,6 +173,20 @@ def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, c
     merged = load_adapted(tmp_path / "merged")
     assert predict(merged, ["a fine film"])[0].probability == pytest.approx(probability, abs=1e-6)
     assert "not in the format that PEFT reads" in fails(capsys, "verify", "--adapter", str(tmp_path / "run"))
+
+
+def test_the_method_of_the_page_passes_what_every_method_has_to(
+    tiny_gpt2, tiny_examples, monkeypatch, tmp_path, capsys
+):
+    """The tests that run on whatever is in the table."""
+    monkeypatch.setitem(METHODS, "layernorms", check(from_the_page()()))
+    test_exactly_the_expected_tensors_move("layernorms", copy.deepcopy(tiny_gpt2), tiny_examples)
+    test_gpt2.test_a_frozen_base_in_bf16_gives_what_autocast_gives(tiny_gpt2, "layernorms")
+    write_base(tmp_path / "base")
+    adapted = test_explain.on_disk(tmp_path, "layernorms")
+    (tmp_path / "layernorms").mkdir()
+    format_named(METHODS["layernorms"].format).save(adapted, tmp_path / "layernorms")
+    test_explain.test_it_explains_what_every_method_leaves(tmp_path, "layernorms", capsys, tmp_path)
 
 
 @pytest.mark.parametrize(
