@@ -114,9 +114,9 @@ def test_the_whole_core_keeps_the_blocks_of_the_page_less_what_lies_below_the_fi
     N, weights = B * T, B * H * T * T
     block = 4 * (22 * N * C + 2 * weights + 4 * N + N * r) + 3 * N * C + weights + T * T
     below = 4 * (N * C + 2 * N) + N * C  # ln_1's input, its means and deviations; the mask before A
-    above = 4 * (N * C + 2 * N)  # ln_f's
-    of_the_head = 0
-    assert whole == 12 * block - below + above + of_the_head
+    above = 4 * (N * C + 2 * N) + 4 * B * C  # ln_f's, and what the head reads
+    of_the_loss = 4 * 2 * B + 3 * 8 * B + 4  # log-probabilities; rows, places and labels; the weight of all
+    assert whole == 12 * block - below + above + of_the_loss
     assert f"{12 * block / 2**30:.3f} {whole / 2**30:.3f}" == "1.917 1.916"
 
 

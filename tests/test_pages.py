@@ -284,7 +284,9 @@ def kept_in(precision: str, **size: int) -> tuple[int, int, int, int]:
 def quantised(_: None) -> str:
     """GPT-2 small, and GPT-2 XL: of its 48 blocks three are counted, as each but the last adds the same."""
     rows = [["`--base-precision`", "small: matrices (MB)", "of fp32's", "XL: matrices (MB)"]]
-    rows[0] += [f"{what} (GiB)" for what in ("a step of XL's: weights", "gradients and moments", "activations", "all")]
+    rows[0] += [
+        f"{what} (GiB)" for what in ("a step of XL's: weights", "gradients and moments", "activations", "all")
+    ]
     for precision in BASE_PRECISIONS:
         small = 12 * kept_in(precision, n_layer=1)[0]
         two, three = (kept_in(precision, n_embd=1600, n_head=25, n_layer=n) for n in (2, 3))
@@ -336,12 +338,17 @@ def moments(file: dict) -> str:
 
 
 def peaks(file: dict) -> str:
-    """Ours while training, by the length of sentences and by the model; older than other figures of memory."""
+    """Ours while training, by the length of sentences and by the model."""
     rows = [["LoRA in batches of 16", "peak while training (GB)"]]
-    for sweep, told in (("tokens a sentence", "GPT-2 small, sentences of {} tokens"), ("model", "GPT-2 {}, SST-2")):
+    for sweep, told in (
+        ("tokens a sentence", "GPT-2 small, sentences of {} tokens"),
+        ("model", "GPT-2 {}, SST-2"),
+    ):
         for one in file["results"]["sweeps"][sweep]:
             rows.append([told.format(one["point"]), f"{one['ours_peak_bytes'] / 1e9:.2f}"])
-    return f"{table(*rows)}\n\n{file['hardware']}, torch {file['torch']}, {file['date']}.\n`{file['command']}`"
+    return (
+        f"{table(*rows)}\n\n{file['hardware']}, torch {file['torch']}, {file['date']}.\n`{file['command']}`"
+    )
 
 
 def coverage(file: dict) -> str:

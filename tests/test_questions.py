@@ -20,7 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lora_from_scratch import LoRALinear, RunConfig, adapt, inject_lora, load_adapter, merge_lora, save_adapter
+from lora_from_scratch import (
+    LoRALinear,
+    RunConfig,
+    adapt,
+    inject_lora,
+    load_adapter,
+    merge_lora,
+    save_adapter,
+)
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli.flags import COMMANDS, command_parser
 from lora_from_scratch.cli.main import main

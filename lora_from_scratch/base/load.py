@@ -20,7 +20,7 @@ DEFAULT = "gpt2"
 
 
 def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
-    """The tokenizer of `name`: a hub id, a folder or "bundled". Its padding token is end-of-text if it has none.
+    """The tokenizer of `name`: a hub id, a folder or "bundled". It pads with end-of-text if it names nothing.
 
     GPT-2 was trained without one. It is named for transformers, whose classifier finds the end of a sentence
     by it; batches are filled with id 0 (`pad_batch`). Any id would do: on the right, behind a causal mask,
