@@ -107,6 +107,19 @@ def test_a_block_of_the_core_keeps_what_the_formula_on_the_page_says(
     assert two - one == expected
 
 
+def test_the_whole_core_keeps_the_blocks_of_the_page_less_what_lies_below_the_first_a():
+    """LoRA on `c_attn`, masks as on a GPU. Below the first A nothing is differentiated."""
+    B, T, C, H, r = 16, 128, 768, 12, 4
+    whole = account_model(on_meta(12, "lora"), B, T, as_on_a_gpu=True)["activations"]
+    N, weights = B * T, B * H * T * T
+    block = 4 * (22 * N * C + 2 * weights + 4 * N + N * r) + 3 * N * C + weights + T * T
+    below = 4 * (N * C + 2 * N) + N * C  # ln_1's input, its means and deviations; the mask before A
+    above = 4 * (N * C + 2 * N) + 4 * B * C  # ln_f's, and what the head reads
+    of_the_loss = 4 * 2 * B + 3 * 8 * B + 4  # log-probabilities; rows, places and labels; the weight of all
+    assert whole == 12 * block - below + above + of_the_loss
+    assert f"{12 * block / 2**30:.3f} {whole / 2**30:.3f}" == "1.917 1.916"
+
+
 def test_what_pissa_takes_off_w0_is_among_the_weights():
     """A0 and B0 of each block's c_attn, as large as A and B: r (in + out) numbers that do not learn."""
     lora, pissa = (

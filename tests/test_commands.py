@@ -142,6 +142,46 @@ def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
     assert values["data"]["validation_name"] == "mine.csv"
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_evaluate_cuts_sentences_where_the_run_did(capsys, tmp_path):
+    """The figures are the run's own, to the bit, and others where --max-length asks for more."""
+    rows = "".join(f"{'so ' * (i % 7)}{word} a film,{word}\n" for i in range(14) for word in ("good", "bad"))
+    (tmp_path / "rows").mkdir()
+    for name in ("train.csv", "dev.csv"):
+        (tmp_path / "rows" / name).write_text(f"text,label\n{rows}")
+    run, dataset = tmp_path / "run", ["--dataset", tmp_path / "rows"]
+    asked = [
+        "--model",
+        "bundled",
+        "--device",
+        "cpu",
+        "--method",
+        "head",
+        "--max-steps",
+        "2",
+        "--max-length",
+        "3",
+    ]
+    assert cli.main([*asked, *map(str, dataset), "--output-dir", str(run)]) == 0
+    own = json.loads((run / "results.json").read_text())
+    assert own["data"]["validation_truncated"] > 0
+
+    def measured(*flags: object) -> dict:
+        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        printed(
+            capsys, "evaluate", "--adapter", run, *dataset, "--device", "cpu", *flags, "--output-dir", out
+        )
+        return json.loads((out / "results.json").read_text())
+
+    assert measured()["config"]["max_length"] == 3
+    assert measured()["evaluation"]["probabilities"] == own["evaluation"]["probabilities"]
+    longer = measured("--max-length", 64)
+    assert longer["config"]["max_length"] == 64 and longer["data"]["validation_truncated"] == 0
+    assert longer["evaluation"]["probabilities"] != own["evaluation"]["probabilities"]
+    (run / "results.json").unlink()
+    assert measured()["config"]["max_length"] == 128
+
+
 def test_evaluate_leaves_a_trainings_results_alone(runs, capsys):
     flags = ["--dataset", "bundled", "--output-dir", str(runs / "lora")]
     assert "holds results already" in fails(capsys, "evaluate", "--adapter", str(runs / "lora"), *flags)
@@ -629,7 +669,16 @@ def test_blank_lines_alone_get_no_label(runs, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"dataset": 5}, {"text_column": 5}, {"limit_train": "3"}, {"seed": None}]
+    "changes",
+    [
+        {"dataset": 5},
+        {"text_column": 5},
+        {"limit_train": "3"},
+        {"seed": None},
+        {"max_length": "3"},
+        {"max_length": 0},
+        {"max_length": 4096},  # more than the model has positions
+    ],
 )
 def test_a_record_of_somebody_elses_is_no_trouble(runs, capsys, tmp_path, changes):
     adapter = copy_of(runs / "head", tmp_path / "adapter")

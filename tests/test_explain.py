@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import shlex
 import shutil
@@ -514,6 +515,17 @@ def example() -> str:
     adapted = Adapted(prepared.model.eval(), prepared.tokenizer, "bundled")
     box = glass_box(adapted, asked["text"], asked["label"])
     return explained.text({**box, "adapter": str(folder), "base": display_name("bundled")})
+
+
+def test_what_is_to_be_checked_by_hand_comes_out():
+    """Every formula of that section, of figures that stand above it on the page."""
+    page = (Path(__file__).parents[1] / "docs" / "glass-box.md").read_text(encoding="utf-8")
+    above, section = page.split("## What to check by hand\n")
+    formulas = re.findall(r"`([^`=]+) = ([\d.]+)`", section.split("\n## ")[0])
+    assert len(formulas) == 7
+    for formula, value in formulas:
+        assert eval(formula, vars(math)) == pytest.approx(float(value), rel=5e-4), formula
+        assert all(number in above for number in re.findall(r"\d+\.\d+", f"{formula} {value}"))
 
 
 def test_the_page_shows_what_comes_out():

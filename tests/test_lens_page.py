@@ -262,6 +262,23 @@ def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_pat
     assert "kept" not in Page((tmp_path / "out" / "lens.html").read_text(encoding="utf-8")).tables
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_sentences_are_cut_where_the_run_cut_its_own(runs, tmp_path, undrawn):
+    common = ["--model", str(runs / "base"), "--dataset", str(runs / "reviews.csv"), "--device", "cpu"]
+    common += ["--precision", "fp32", "--max-steps", "6", "--batch-size", "4", "--lr", "1e-2"]
+    assert cli.main([*common, "--max-length", "1", "--output-dir", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert record["data"]["validation_truncated"] > 0
+    losses = []
+    for name, flags in (("as-trained", []), ("longer", ["--max-length", "16"])):
+        where = ["--adapter", str(tmp_path / "run"), *flags, "--output-dir", str(tmp_path / name)]
+        assert cli.main(["inspect", *where]) == 0
+        lens = json.loads((tmp_path / name / "lens.json").read_text())
+        losses.append(lens["measured"]["kept"][-1]["loss"])
+    assert losses[0] == pytest.approx(record["evaluation"]["loss"], abs=1e-5)
+    assert abs(losses[1] - losses[0]) > 1e-3
+
+
 def test_mistakes_end_in_one_line(runs, tmp_path, capsys):
     out = ["--output-dir", str(tmp_path / "out")]
 

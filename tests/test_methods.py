@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import test_explain
+import test_gpt2
 import torch
 from conftest import tiny_config
+from small_runs import write_base
 from test_cli import BUNDLED, fails
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -15,6 +19,7 @@ from lora_from_scratch import RunConfig, UserError, adapt, methods
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.formats.table import format_named
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.interface import Method, check, flag
 from lora_from_scratch.runs.predict import predict
@@ -84,16 +89,17 @@ LEARNS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_exactly_the_expected_tensors_move(method, tiny_gpt2, tiny_examples):
+    """Those of `LEARNS`; of a method that is not in it those that it says itself."""
     model = adapt(tiny_gpt2, RunConfig(method=method))
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
-        n for n, _ in model.named_parameters() if LEARNS[method](n)
-    }
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    learns = LEARNS.get(method, learning.__contains__)
+    assert learning == {n for n, _ in model.named_parameters() if learns(n)}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if method != "none":
         options = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.01, "precision": torch.float32}
         train(model, tiny_examples, Course(**options, generator=torch.Generator().manual_seed(0)))
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {name for name in before if LEARNS[method](name)}
+    assert moved == {name for name in before if learns(name)}
 
 
 def test_a_method_starts_from_a_clean_slate(tiny_gpt2):
@@ -111,8 +117,7 @@ def test_lora_refuses_to_wrap_the_head_that_it_trains_whole(tiny_gpt2):
 
 def test_default_learning_rates_are_those_that_were_chosen():
     """On the bundled base's width on held-out sentences, on GPT-2's as methods/ says."""
-    rates = {name: (method.default_lr(256), method.default_lr(768)) for name, method in METHODS.items()}
-    assert rates == {
+    chosen = {
         "none": (None, None),
         "head": (3e-3, 3e-3),
         "full": (3e-4, 5e-5),
@@ -127,6 +132,7 @@ def test_default_learning_rates_are_those_that_were_chosen():
         "bitfit": (1e-3, 1e-3),
         "ia3": (3e-3, 3e-3),
     }
+    assert chosen == {name: (METHODS[name].default_lr(256), METHODS[name].default_lr(768)) for name in chosen}
     assert tiny_config().n_embd < 512
 
 
@@ -167,6 +173,20 @@ def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, c
     merged = load_adapted(tmp_path / "merged")
     assert predict(merged, ["a fine film"])[0].probability == pytest.approx(probability, abs=1e-6)
     assert "not in the format that PEFT reads" in fails(capsys, "verify", "--adapter", str(tmp_path / "run"))
+
+
+def test_the_method_of_the_page_passes_what_every_method_has_to(
+    tiny_gpt2, tiny_examples, monkeypatch, tmp_path, capsys
+):
+    """The tests that run on whatever is in the table."""
+    monkeypatch.setitem(METHODS, "layernorms", check(from_the_page()()))
+    test_exactly_the_expected_tensors_move("layernorms", copy.deepcopy(tiny_gpt2), tiny_examples)
+    test_gpt2.test_a_frozen_base_in_bf16_gives_what_autocast_gives(tiny_gpt2, "layernorms")
+    write_base(tmp_path / "base")
+    adapted = test_explain.on_disk(tmp_path, "layernorms")
+    (tmp_path / "layernorms").mkdir()
+    format_named(METHODS["layernorms"].format).save(adapted, tmp_path / "layernorms")
+    test_explain.test_it_explains_what_every_method_leaves(tmp_path, "layernorms", capsys, tmp_path)
 
 
 @pytest.mark.parametrize(

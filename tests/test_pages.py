@@ -31,6 +31,7 @@ from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 from lora_from_scratch.lens.dtypes import dtypes_of_a_step
 from lora_from_scratch.methods import METHODS
+from lora_from_scratch.methods.interface import NARROW
 from lora_from_scratch.report import lens_view, numbers
 from lora_from_scratch.report.compared import f1_column
 from lora_from_scratch.report.lens_view import BESIDE, KEPT
@@ -40,6 +41,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = (ROOT, ROOT / "docs", ROOT / "lora_from_scratch")  # that the paths on a page start from
 PARTS = ("weights", "gradients", "moments", "activations")
+UNITS = {"T": 1e12, "G": 1e9}  # at the end of a format
 EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"(<!-- from (\S+): (\w+) -->\n)(.*?)(\n<!-- end -->)", re.S)
 FIGURE = re.compile(r"([-+\d.,]*\d(?: %)?)(<!-- (\S+\.json): ([^:]+):(\S+) -->)")
@@ -82,13 +84,15 @@ def two_rates(file: dict) -> str:
     (dataset,) = file["datasets"]
     by_label = {one["label"]: one for one in dataset["variants"]}
     rows = [["method", "at 0.0002: accuracy (%)", "tuned rate", "accuracy (%)", "difference"]]
+    rows[0].append("to show one as large")
     for one in dataset["comparisons"]:
         own, common = by_label[one["a"]], by_label[one["b"]]
         if own["method"] == common["method"]:
             means = (f"{variant['accuracy']['mean']:.2f}" for variant in (common, own))
             at_common, at_own = means
             name, rate = f"`{own['method']}`", f"{own['config']['lr']:g}"
-            rows.append([name, at_common, rate, at_own, one["sentence"]])
+            needed = one["advice"].partition(", as seen here, takes ")[2] or "-"
+            rows.append([name, at_common, rate, at_own, one["sentence"], needed])
     return f"{table(*rows)}\n\n`{file['command']}`"
 
 
@@ -119,6 +123,15 @@ def whole_job(file: dict) -> str:
     minutes = [2 * 67_349 * ms / 60_000 for ms in (ours, theirs)]
     told = "two epochs of SST-2, {:,} sentences, take {:.0f} minutes at the time of `best`; {:.0f} by theirs"
     return told.format(2 * 67_349, *minutes)
+
+
+def default_rates(_: None) -> str:
+    """What each method learns at where --lr is not named."""
+    rows = [["method", f"bases narrower than {NARROW}, such as the bundled", "others, such as GPT-2"]]
+    for name, method in METHODS.items():
+        if method.trains:
+            rows.append([f"`{name}`", *(f"{method.default_lr(width):g}" for width in (NARROW - 1, NARROW))])
+    return table(*rows)
 
 
 def apart(file: dict) -> str:
@@ -220,7 +233,7 @@ def gib(size: int) -> str:
 
 def memory(_: None) -> str:
     linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    rows = [["base", "method", *PARTS, "activations at 16 x 12"]]
+    rows = [["base", "method", *(f"{part} (GiB)" for part in (*PARTS, "activations at 16 x 12"))]]
     for base, methods in {
         "GPT-2 small": ("head", "prefix", "lora", "prelayer", "full"),
         "bundled": ("lora", "full"),
@@ -236,7 +249,7 @@ def memory(_: None) -> str:
 def relatives(_: None) -> str:
     """LoRA's relatives on GPT-2 small: what learns, and what is kept for the backward pass."""
     linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    rows = [["method", "gradients and moments", "activations at 16 x 128"]]
+    rows = [["method", "gradients and moments (GiB)", "activations at 16 x 128 (GiB)"]]
     for method in ("lora", "lora-fa", "dora", "bitfit", "ia3"):
         for targets in ((), linear) if method in ("lora", "lora-fa") else ((),):
             sizes = accounted("GPT-2 small", method, 128, *targets)
@@ -247,7 +260,8 @@ def relatives(_: None) -> str:
 
 def published_memory(_: None) -> str:
     """Beside the figures that the published table's author gives: what stays, and the peak."""
-    rows = [["method", "weights + gradients + moments", "table", "with activations", "notebook's peak"]]
+    rows = [["method", "weights + gradients + moments (GiB)", "table", "with activations (GiB)"]]
+    rows[0] += ["notebook's peak"]
     for method, (stays, peak) in {"full": ("1.89", "6.01"), "lora": ("0.49", "2.99")}.items():
         sizes = accounted("GPT-2 small", method, 128)
         whole = sum(sizes.values())
@@ -270,7 +284,9 @@ def kept_in(precision: str, **size: int) -> tuple[int, int, int, int]:
 def quantised(_: None) -> str:
     """GPT-2 small, and GPT-2 XL: of its 48 blocks three are counted, as each but the last adds the same."""
     rows = [["`--base-precision`", "small: matrices (MB)", "of fp32's", "XL: matrices (MB)"]]
-    rows[0] += ["a step of XL's: weights", "gradients and moments", "activations", "all"]
+    rows[0] += [
+        f"{what} (GiB)" for what in ("a step of XL's: weights", "gradients and moments", "activations", "all")
+    ]
     for precision in BASE_PRECISIONS:
         small = 12 * kept_in(precision, n_layer=1)[0]
         two, three = (kept_in(precision, n_embd=1600, n_head=25, n_layer=n) for n in (2, 3))
@@ -304,8 +320,9 @@ def figure(match: re.Match[str]) -> str:
     value = value.get("results", value)
     for part in match[4].split("."):
         value = value[int(part) if isinstance(value, list) else part]
-    tera = spec.endswith("T")
-    return (f"{value / 1e12:{spec[:-1]}f}" if tera else format(value, spec).replace("%", " %")) + match[2]
+    if unit := UNITS.get(spec[-1]):
+        return f"{value / unit:{spec[:-1]}f}" + match[2]
+    return format(value, spec).replace("%", " %") + match[2]
 
 
 def moments(file: dict) -> str:
@@ -318,6 +335,20 @@ def moments(file: dict) -> str:
         rows.append([moment, *(f"{value / 1e9:.2f}" for value in values)])
     place = file["environment"]
     return f"{table(*rows)}\n\n{place['device']}, torch {place['torch']}.\n`{file['command']}`"
+
+
+def peaks(file: dict) -> str:
+    """Ours while training, by the length of sentences and by the model."""
+    rows = [["LoRA in batches of 16", "peak while training (GB)"]]
+    for sweep, told in (
+        ("tokens a sentence", "GPT-2 small, sentences of {} tokens"),
+        ("model", "GPT-2 {}, SST-2"),
+    ):
+        for one in file["results"]["sweeps"][sweep]:
+            rows.append([told.format(one["point"]), f"{one['ours_peak_bytes'] / 1e9:.2f}"])
+    return (
+        f"{table(*rows)}\n\n{file['hardware']}, torch {file['torch']}, {file['date']}.\n`{file['command']}`"
+    )
 
 
 def coverage(file: dict) -> str:
@@ -365,7 +396,7 @@ def written(text: str) -> str:  # with every figure as the results have it
         epochs,
     )
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
-    kinds += (coverage, lens_layers, lens_parts, lens_beside)
+    kinds += (coverage, lens_layers, lens_parts, lens_beside, peaks, default_rates)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

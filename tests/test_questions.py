@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -19,9 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lora_from_scratch import LoRALinear, RunConfig, adapt, inject_lora, merge_lora
+from lora_from_scratch import (
+    LoRALinear,
+    RunConfig,
+    adapt,
+    inject_lora,
+    load_adapter,
+    merge_lora,
+    save_adapter,
+)
 from lora_from_scratch.base.load import BUNDLED_MODEL
-from lora_from_scratch.cli.flags import COMMANDS
+from lora_from_scratch.cli.flags import COMMANDS, command_parser
 from lora_from_scratch.cli.main import main
 from lora_from_scratch.compare.accounting import account_model
 from lora_from_scratch.methods.lora import linear_layers
@@ -129,6 +138,20 @@ def test_all_linear_learns_four_times_as_much_as_c_attn():
             model = GPT2ForSequenceClassification(GPT2Config.from_pretrained(BUNDLED_MODEL))
         counts.append(count_parameters(adapt(model, RunConfig(target_modules=targets))).adapter)
     assert counts[1] == 4 * counts[0]
+
+
+def test_three_places_learn_equally_much_at_the_ranks_on_the_page():
+    """By the command of docs/choices.md, on the bundled base and on GPT-2 small."""
+    (command,) = re.findall(r"run\.py (compare .*--target-modules .*)", read("choices"))
+    flags = command_parser("compare").parse_args(shlex.split(command)[1:])
+    for config in (GPT2Config.from_pretrained(BUNDLED_MODEL), GPT2Config()):
+        counts = set()
+        for rank, targets in zip((20, 8, 5), flags.target_modules, strict=True):
+            assert rank in flags.rank
+            with torch.device("meta"):
+                model = GPT2ForSequenceClassification(config)
+            counts.add(count_parameters(adapt(model, RunConfig(rank=rank, target_modules=targets))).adapter)
+        assert len(counts) == 1
 
 
 def test_with_both_zero_nothing_moves_and_with_either_one_zero_both_do():
@@ -240,6 +263,23 @@ def test_lora_on_all_linear_layers_keeps_more_activations_than_full():
 def test_an_adapter_of_gpt2_small_is_596_kb():
     assert f"{4 * count_parameters(adapt(gpt2_small(), RunConfig())).trainable / 1e3:.0f} kB" == "596 kB"
     assert "148,992 numbers of 4 bytes for GPT-2 small at r = 4: 596 kB" in read("questions")
+
+
+def test_adapters_on_copies_of_one_base_are_each_its_own(tiny_gpt2, tmp_path):
+    """Each gives the logits that it was saved with, and the base keeps every bit."""
+    ids, folders, expected = torch.arange(1, 9)[None], (tmp_path / "one", tmp_path / "two"), []
+    for seed, folder in enumerate(folders):
+        model = inject_lora(copy.deepcopy(tiny_gpt2), ["attn.c_attn"], 2 + seed, 8, modules_to_save=["score"])
+        torch.manual_seed(seed)
+        randomize_lora(model)
+        nn.init.normal_(model.score.weight)
+        save_adapter(model, folder)
+        expected.append(model.eval()(ids).logits)
+    before = copy.deepcopy(tiny_gpt2.state_dict())
+    for folder, logits in zip(folders, expected, strict=True):
+        assert torch.equal(load_adapter(copy.deepcopy(tiny_gpt2), folder).eval()(ids).logits, logits)
+    assert not torch.equal(*expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_gpt2.state_dict().items())
 
 
 def test_dropout_left_on_looks_like_a_wrong_merge(tiny_gpt2):

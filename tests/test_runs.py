@@ -15,6 +15,7 @@ from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.data.rows import Selection
+from lora_from_scratch.methods import METHODS
 from lora_from_scratch.runs.execute import execute, train_prepared, warn_of_rate
 from lora_from_scratch.runs.prepare import decided_length, default_epochs, prepare
 from lora_from_scratch.runs.random_draws import generator_for
@@ -201,8 +202,7 @@ def test_devices_and_precisions():
     [
         (
             {"method": "magic"},
-            "--method must be one of none, head, full, lora, prelayer, prefix, rslora, lora-plus, pissa, "
-            "dora, lora-fa, bitfit, ia3, not 'magic'",
+            f"--method must be one of {', '.join(METHODS)}, not 'magic'",
         ),
         ({"precision": "int3"}, "--precision must be one of auto, fp32, bf16, fp16"),
         ({"rank": 0}, "--rank must be at least 1, not 0"),

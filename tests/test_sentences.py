@@ -27,6 +27,7 @@ from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenize
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.formats import tensors
 from lora_from_scratch.formats.adapted import Adapted
+from lora_from_scratch.methods import METHODS as KNOWN
 from lora_from_scratch.methods.prefix import Prefix, PrefixSettings
 
 
@@ -1160,11 +1161,10 @@ def saved_head(labels: tuple[str, ...], large: float) -> bytes:
     from lora_from_scratch.base.load import load_model, load_tokenizer
     from lora_from_scratch.formats import tensors
     from lora_from_scratch.formats.adapted import Adapted
-    from lora_from_scratch.methods import METHODS
 
     tokenizer = load_tokenizer("bundled")
     model = load_model("bundled", list(labels), tokenizer.pad_token_id)
-    METHODS["head"].adapt(model, None)
+    KNOWN["head"].adapt(model, None)
     model.score.weight.data = large * torch.linspace(-1, 1, 512).view(2, 256)
     with TemporaryDirectory() as folder:
         tensors.save(Adapted(model, tokenizer, "bundled"), Path(folder))
@@ -1477,7 +1477,7 @@ AFTERWARDS = [
 
 RUN = "--model bundled --dataset bundled --device cpu --precision fp32 "
 TRAIN = "--model bundled --dataset d.csv --device cpu --precision fp32 --method head --output-dir o "
-METHODS = "none, head, full, lora, prelayer, prefix, rslora, lora-plus, pissa, dora, lora-fa, bitfit, ia3"
+METHODS = ", ".join(KNOWN)
 FRONT_DOOR = [
     Case("a flag", "--ranks 4", "error: unrecognized arguments: --ranks; did you mean --rank?"),
     Case("a flag with =", "--epoch=3", "error: unrecognized arguments: --epoch; did you mean --epochs?"),

@@ -20,10 +20,11 @@ DEFAULT = "gpt2"
 
 
 def load_tokenizer(name: str, weights: bool = False) -> Tokenizer:
-    """The tokenizer of `name` (a hub id, a folder, or "bundled"), padding on the right with end-of-text.
+    """The tokenizer of `name`: a hub id, a folder or "bundled". It pads with end-of-text if it names nothing.
 
-    GPT-2 was trained without a padding token. Any would do: on the right, behind a causal mask, padding is
-    never seen by the tokens before it.
+    GPT-2 was trained without one. It is named for transformers, whose classifier finds the end of a sentence
+    by it; batches are filled with id 0 (`pad_batch`). Any id would do: on the right, behind a causal mask,
+    padding is never seen by the tokens before it.
 
     With `weights` these are fetched too, so that a model which is there in part counts as not there. Raises
     `NotFound` as `load_model` does, and `UserError` if the files there make no tokenizer.

@@ -30,8 +30,7 @@ from lora_from_scratch.methods import method_named
 from lora_from_scratch.report.screen import not_beaten, summary
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.predict import Prediction, labelled
-from lora_from_scratch.runs.prepare import decided_length
-from lora_from_scratch.runs.record import as_json, evaluation_record
+from lora_from_scratch.runs.record import as_json, evaluation_record, length_to_measure, read_record
 from lora_from_scratch.runs.texts_to_label import write_table
 from lora_from_scratch.runs.trained_on import warn_if_trained_on
 from lora_from_scratch.runs.writable import RESULTS
@@ -108,7 +107,7 @@ def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunCon
     adapted = named(load_adapted(adapter, asked.model), label_names)
     device = adapted.model.to(resolve_device(asked.device)).device
     precision = resolve_precision(asked.precision, device)
-    length = decided_length(asked.max_length, adapted.model.config)
+    length = length_to_measure(asked.max_length, read_record(adapter), adapted.model.config)
     config = {"dataset": asked.dataset, "max_length": length, "precision": precision, "device": str(device)}
     config |= {"positive_class": asked.positive_class, KEY: base_precision(adapted.model)}
     positive = positive_id(asked.positive_class, adapted.label_names)

@@ -131,9 +131,15 @@ def _predict_flags(parser: argparse.ArgumentParser) -> None:
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dataset", required=True, help="as in training; of a file every row, else the validation rows")
-    add_flags(parser, RunConfig, LABELLED | {"positive_class", "max_length"})
+    add_flags(parser, RunConfig, LABELLED | {"positive_class"})
+    _length_flag(parser)
     add("--precision", **choice(PRECISIONS), default="fp32", help="(default: fp32)")
     add("--output-dir", metavar="FOLDER", help="new (default: a new one under runs/)")
+
+
+def _length_flag(parser: argparse.ArgumentParser) -> None:
+    about = "cut sentences there (default: as in training; where no record says, 128 or all positions)"
+    parser.add_argument("--max-length", type=int, default=argparse.SUPPRESS, metavar="TOKENS", help=about)
 
 
 def _explain_flags(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +154,7 @@ def _inspect_flags(parser: argparse.ArgumentParser) -> None:
     add("--beside", nargs="+", type=Path, default=(), metavar="RUN2", help="others, for their subspaces")
     add("--dataset", help="sentences to measure on (default: what the run was validated on)")
     add_flags(parser, RunConfig, LABELLED)
+    _length_flag(parser)
     add("--output-dir", type=folder, required=True, metavar="FOLDER", help="for lens.html and lens.json")
 
 

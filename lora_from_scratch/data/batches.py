@@ -104,7 +104,7 @@ def pad_batch(
 ) -> Batch:
     """Gather the sentences at `indices` into one right-padded batch on the device, the CPU by default.
 
-    Padding is id 0: nobody reads it. `share` is the batch's of its step's loss.
+    Padding is id 0, whatever the tokenizer names: nobody reads it. `share` is the batch's of its step's loss.
     """
     lengths = examples.lengths[indices]  # (B,)
     positions = torch.arange(int(lengths.max()))  # (T,)

@@ -1,6 +1,5 @@
 """The folder of a run, opened for looking: its model, its record, and what each layer learned."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, Adapted, load_adapted
 from lora_from_scratch.lens.updates import Update, updates_of
 from lora_from_scratch.methods.lora import linear_layers
-from lora_from_scratch.runs.writable import RESULTS
+from lora_from_scratch.runs.record import read_record
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,6 @@ def open_run(folder: Path, base_name: str | None = None) -> Opened:
             "blocks nor another such matrix"
         )
     return Opened(folder, adapted, adapted.base_name or base_name, record, updates)
-
-
-def read_record(folder: Path) -> dict[str, object]:
-    """What results.json holds; nothing where it is not there, or somebody else's."""
-    try:
-        record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        return record if isinstance(record["config"], dict) and isinstance(record["data"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def check_layers(model: GPT2ForSequenceClassification, folder: Path, verb: str) -> None:

@@ -11,13 +11,13 @@ from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import Adapted
 from lora_from_scratch.lens.opened import Opened
 from lora_from_scratch.runs.config import RunConfig
-from lora_from_scratch.runs.prepare import decided_length
+from lora_from_scratch.runs.record import length_to_measure
 from lora_from_scratch.runs.trained_on import warn_if_trained_on
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Tokenised, cut where the run cut its own."""
+    """Tokenised, cut where the run cut its own unless asked otherwise."""
 
     dataset: str
     source: str  # where in it they come from
@@ -30,8 +30,8 @@ def sentences_of(opened: Opened, asked: RunConfig) -> Sentences | None:
     UserError where the dataset that is asked for cannot be read, or has other labels. Where the run's own is
     not known, gone, or no longer what it was, a warning says so; without any None comes back.
     """
-    adapted, config = opened.adapted, opened.record.get("config", {})
-    length = decided_length(config.get("max_length"), adapted.model.config)
+    adapted = opened.adapted
+    length = length_to_measure(asked.max_length, opened.record, adapted.model.config)
     if asked.dataset:
         split, source = load_labelled(asked.dataset, adapted.label_names, asked.selection)
         warn_if_trained_on(opened.folder, split.sentences)

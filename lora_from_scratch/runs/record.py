@@ -2,16 +2,18 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import GPT2ForSequenceClassification
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch.base.fingerprint import is_added, weights_fingerprint
 from lora_from_scratch.base.load import display_name, lasting_name
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.formats.adapted import HEAD_WEIGHT, Adapted
-from lora_from_scratch.runs.prepare import Prepared
+from lora_from_scratch.runs.prepare import Prepared, decided_length
+from lora_from_scratch.runs.writable import RESULTS
 from lora_from_scratch.train.device import environment
 from lora_from_scratch.train.evaluate import Evaluation, baseline, class_counts
 from lora_from_scratch.train.log import Training
@@ -71,6 +73,27 @@ def evaluation_record(
     }
     data = {"validation_name": source, "label_names": adapted.label_names}
     return _record(about, data, adapted.model, examples, None, evaluation, output_dir)
+
+
+def read_record(folder: Path) -> dict[str, object]:
+    """What results.json holds; nothing where it is not there, or somebody else's."""
+    try:
+        record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        return record if isinstance(record["config"], dict) and isinstance(record["data"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def length_to_measure(asked: int | None, record: Mapping[str, object], base: GPT2Config) -> int:
+    """How many tokens of a sentence are read where a trained model is measured.
+
+    As many as in its training, by the record of its folder, unless asked otherwise. UserError as
+    `decided_length` has it.
+    """
+    trained = record.get("config", {}).get("max_length")
+    if asked is None and type(trained) is int and 1 <= trained <= base.n_positions:
+        return trained
+    return decided_length(asked, base)
 
 
 def as_json(record: dict[str, object]) -> bytes:
