@@ -607,7 +607,6 @@ def test_parts_have_one_order_so_that_one_setting_has_one_name(targets, same):
         ("compare --methods lora dora --target-modules attn.c_attn:q,v", "--method dora takes whole layers"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:rank 17 is above 16")
 def test_what_cannot_be_is_refused_in_one_line(capsys, tmp_path, monkeypatch, sources, flags, message):
     monkeypatch.chdir(tmp_path)
     command, *rest = flags.split()

@@ -338,7 +338,9 @@ def test_files_that_are_no_longer_as_they_were(folder):
         list(stored_weights("tiny", folder, ["transformer.h.1.mlp.c_fc.bias"]))
 
 
-@pytest.mark.parametrize("error", [MemoryError("3 GB"), RuntimeError("can't allocate memory"), TypeError("we")])
+@pytest.mark.parametrize(
+    "error", [MemoryError("3 GB"), RuntimeError("can't allocate memory"), TypeError("we")]
+)
 def test_what_is_no_fault_of_the_files_is_not_called_one(folder, monkeypatch, error):
     def fails(*_: object, **__: object) -> None:
         raise error

@@ -90,7 +90,7 @@ class LoRA(Method):
 
 
 def _stacked(settings: LoRASettings) -> str:
-    """Where parts are named: whose rank that is, and the rank that PEFT's files have, of all parts together."""
+    """Where parts are named: whose rank it is, and the one in PEFT's files, of all parts together."""
     counts = {target: len(parted(target)[1]) for target in settings.target_modules}
     ranks = [f"{target} stacked to rank {n * settings.rank}" for target, n in counts.items() if n > 1]
     told = f"PEFT's files hold {', '.join(ranks)}, and an alpha that keeps the scaling"
