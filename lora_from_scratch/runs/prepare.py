@@ -87,9 +87,13 @@ def decided(config: RunConfig, sources: Sources, base: GPT2Config) -> RunConfig:
 
 
 def _sums(model: GPT2ForSequenceClassification) -> dict[str, int]:
-    """Of each weight of the base, by its name there, the sum of its bits as whole numbers."""
+    """Of each weight of the base, by its name there, the sum of its bits as whole numbers, modulo 2^32."""
     weights = {name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters()}
-    return {name: int(p.view(torch.int32).sum()) for name, p in weights.items() if not is_added(name)}
+    return {
+        name: int(p.view(torch.int32).sum(dtype=torch.int32))
+        for name, p in weights.items()
+        if not is_added(name)
+    }
 
 
 def _check_frozen(method: str, model: GPT2ForSequenceClassification, loaded: dict[str, int]) -> None:
