@@ -31,6 +31,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from lora_from_scratch import RunConfig, UserError
 from lora_from_scratch.base.load import load_tokenizer
 from lora_from_scratch.cli.main import main
+from lora_from_scratch.methods import method_named
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.train.checkpoints import Checkpoints, newest
@@ -40,7 +41,7 @@ from lora_from_scratch.train.processes import joined, processes
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-METHODS = ("full", "lora", "prelayer", "prefix", "head")
+METHODS = ("full", "lora", "prelayer", "prefix", "head", "lora-plus", "dora", "bitfit", "ia3")
 Results = dict[str, object]
 
 
@@ -67,7 +68,7 @@ def sources(folder: Path) -> None:
 def config_of(folder: Path, base: str = "still", **changes: object) -> RunConfig:
     values = {"model": str(folder / base), "dataset": str(folder / "data"), "device": "cpu", "epochs": 2}
     values |= {"precision": "fp32", "batch_size": 8, "lr": 1e-3}
-    if changes.get("method", "lora") == "lora":
+    if hasattr(method_named(changes.get("method", "lora")).Settings, "dropout"):
         values["dropout"] = 0.0
     return RunConfig(**{**values, **changes})
 

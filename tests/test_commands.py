@@ -615,6 +615,7 @@ def test_bad_folders_end_in_one_line(runs, capsys, tmp_path):
     save_file(tensors, weights, {"labels": "["})
     assert "label names are damaged" in refused(adapter)
     assert "nowhere" in refused(runs / "lora", "--model", "./nowhere")
+    assert "--model is empty; name one" in refused(runs / "lora", "--model", "")
     head = copy_of(runs / "head", tmp_path / "head")
     for change, message in (
         ({"score.weight": torch.ones(2, 5)}, "score.weight is (2, 5), expected (2, 256)"),

@@ -31,6 +31,14 @@ def test_after_an_error_everything_is_as_before(tmp_path, error):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "old"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without a device that is always full")
+def test_a_full_disk_is_told_with_the_folder(tmp_path):
+    """Python's own error for it names no file."""
+    with pytest.raises(OSError, match=r"No space left on device: '.*/new'$"), appearing(tmp_path / "new"):
+        Path("/dev/full").write_text("one")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
     before = os.umask(0o022)
     try:

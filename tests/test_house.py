@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,12 @@ assert logits.argmax(1).tolist() == batch.labels.tolist()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_libraries_of_which_a_late_interface_is_used_have_a_lower_bound():
+    """`safe_open(..., backend=...)`, by which weights are read or mapped, came with safetensors 0.8."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    required = [line.partition(">=") for line in config["options"]["install_requires"].split()]
+    bounds = {name: tuple(map(int, at_least.split("."))) for name, _, at_least in required if at_least}
+    assert bounds.keys() == {"torch", "transformers", "safetensors"} and bounds["safetensors"] >= (0, 8)

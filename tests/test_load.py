@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,17 @@ import pytest
 import torch
 from conftest import tiny_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, GPT2LMHeadModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from lora_from_scratch import UserError
-from lora_from_scratch.base import fingerprint
+from lora_from_scratch.base import fingerprint, model_files
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
-from lora_from_scratch.base.model_files import aligned, stored_weights
+from lora_from_scratch.base.model_files import aligned, open_weights, stored_weights
 from lora_from_scratch.errors import NotFound
 
 LABELS = ["negative", "positive"]
@@ -330,6 +336,30 @@ def test_files_that_are_no_longer_as_they_were(folder):
         UserError, match=r"the weights of model 'tiny' cannot be read: .*h.1.*; copy them anew"
     ):
         list(stored_weights("tiny", folder, ["transformer.h.1.mlp.c_fc.bias"]))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("3 GB"), RuntimeError("can't allocate memory"), TypeError("we")]
+)
+def test_what_is_no_fault_of_the_files_is_not_called_one(folder, monkeypatch, error):
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(GPT2ForSequenceClassification, "from_pretrained", fails)
+    with pytest.raises(type(error)) as caught:
+        load_model(str(folder), LABELS, 0)
+    assert caught.value is error
+
+
+def test_a_file_that_ends_while_it_is_read_is_told(folder, monkeypatch):
+    def cut_off(folder: Path) -> dict[str, object]:
+        weights = open_weights(folder)
+        os.truncate(folder / "model.safetensors", 4096)
+        return weights
+
+    monkeypatch.setattr(model_files, "open_weights", cut_off)
+    with pytest.raises(UserError, match=r"the weights of model .* cannot be read: .*; copy them anew"):
+        load_model(str(folder), LABELS, 0)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="a system that does not say what is mapped")

@@ -23,6 +23,7 @@ from lora_from_scratch.formats.table import format_named
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.interface import Method, check, flag
 from lora_from_scratch.runs.predict import predict
+from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.train.measure import count_parameters
 from lora_from_scratch.train.training import Course, train
 
@@ -205,6 +206,22 @@ def test_a_method_that_leaves_something_out_is_refused_when_it_is_registered(cha
     with pytest.raises(TypeError, match=message):
         methods.register(type("Half", (from_the_page(),), changes)())
     assert before == METHODS
+
+
+@pytest.mark.parametrize("weight", ["transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"])
+def test_a_method_that_changes_what_it_leaves_frozen_is_refused(monkeypatch, weight):
+    """Fast training would put back what the base's files hold: the rows of wte always, all else in bf16."""
+
+    class Shrunk(from_the_page()):
+        def learns(self, model: GPT2ForSequenceClassification) -> list[object]:
+            model.get_parameter(weight).data.mul_(0.5)
+            return super().learns(model)
+
+    monkeypatch.setitem(METHODS, "layernorms", check(Shrunk()))
+    config = RunConfig(method="layernorms", model="bundled", dataset="bundled", device="cpu", limit_train=8)
+    with pytest.raises(ValueError, match=f"changes {weight} of the base and does not train it") as caught:
+        prepare(config)
+    assert not isinstance(caught.value, UserError)  # a defect, with its traceback
 
 
 def test_a_method_has_flags_of_its_own_and_no_others(capsys, monkeypatch):

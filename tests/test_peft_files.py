@@ -417,6 +417,14 @@ def test_what_pefts_format_cannot_say_is_refused(base, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("method", ["full", "bitfit", "prefix"])
+def test_what_would_leave_no_layer_for_lora_is_not_written(base, tmp_path, method):
+    """Neither PEFT nor `load_adapter` would read it."""
+    with pytest.raises(UserError, match="no layer is left for the LoRA that PEFT's format needs"):
+        save_adapter(adapt(copy.deepcopy(base), RunConfig(method=method)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_module_of_which_a_part_learned_is_written_whole(base, tmp_path):
     ours = inject_lora(copy.deepcopy(base), ["c_attn"], rank=2, alpha=4)
     ours.transformer.ln_f.bias.requires_grad_(True)

@@ -268,6 +268,15 @@ def test_damaged_files_are_refused(saved, tmp_path, change, message):
     assert len(str(caught.value)) - len(str(path)) < 170
 
 
+def test_a_base_that_is_too_short_for_the_prefixes_is_another_base(saved, tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config(vocab_size=8192, n_positions=P - 1)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    load_tokenizer("bundled").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="was trained on a base with other weights; name its own with --mo"):
+        load_adapted(saved / "prefix", str(tmp_path))
+
+
 def test_the_seal_covers_the_settings(saved, tmp_path):
     shutil.copytree(saved / "prefix", tmp_path / "prefix")
     path = tmp_path / "prefix" / "trained.safetensors"

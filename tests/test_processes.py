@@ -17,7 +17,7 @@ from lora_from_scratch.cli.main import main
 from lora_from_scratch.train.checkpoints import found_in, newest
 from lora_from_scratch.train.processes import Processes, split
 
-METHODS = ("full", "lora", "prelayer", "prefix", "head")
+METHODS = ("full", "lora", "prelayer", "prefix", "head", "lora-plus", "dora", "bitfit", "ia3")
 WIDTH = 16  # of the base in several_processes.py
 
 

@@ -388,10 +388,14 @@ def test_lora_learns_on_it_and_it_stays_as_it_is(precision, compute, plain):
     assert training.memory.parts["weights"] == held
 
 
-@pytest.mark.parametrize(("precision", "plain"), [("int8", True), ("nf4-double", False)])
-def test_it_is_accounted_for_to_the_byte(precision, plain):
+@pytest.mark.parametrize(
+    ("method", "precision", "plain"),
+    [("lora", "int8", True), ("lora", "nf4-double", False), ("dora", "int8", True), ("dora", "nf4", False)],
+)
+def test_it_is_accounted_for_to_the_byte(method, precision, plain):
     """One step on one batch: what autograd really keeps of it is no weight, dense or rounded."""
-    prepared = ready(base_precision=precision, plain=plain, max_steps=1, batch_size=14)
+    asked = {"method": method, "plain": plain, "max_steps": 1, "batch_size": 14}
+    prepared = ready(base_precision=precision, **asked)
     accounted = account(prepared)
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -405,7 +409,7 @@ def test_it_is_accounted_for_to_the_byte(precision, plain):
         training = train_prepared(prepared)
     activations = sum(storage.nbytes() for storage in kept.values())
     assert accounted == {**training.memory.parts, "activations": activations}
-    whole = account(ready(plain=plain, max_steps=1, batch_size=14))
+    whole = account(ready(**asked))
     assert accounted["activations"] == whole["activations"]
     assert accounted["weights"] < whole["weights"]
 

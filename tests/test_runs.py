@@ -189,7 +189,7 @@ def test_sst2_has_no_sentence_in_both_splits(shared):
 def test_devices_and_precisions():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("warp-drive", "cuda:99"):
+    for name in ("warp-drive", "cuda:99", "meta"):
         with pytest.raises(UserError, match=f"--device {name}: PyTorch cannot use it here"):
             resolve_device(name)
     with pytest.warns(UserWarning, match="fp16 is slow on a CPU"):

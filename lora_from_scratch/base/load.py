@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants, list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -225,7 +226,7 @@ def _load_weights(name: str, folder: Path, config: GPT2Config) -> tuple[GPT2ForS
             ignore_mismatched_sizes=True,  # of the head, for other labels; any other was refused
             output_loading_info=True,
         )
-    except Exception as error:  # many kinds are raised; all mean that the files are bad
+    except (OSError, SafetensorError) as error:  # names and shapes are known to fit: reading alone can fail
         raise model_files.unreadable(name, error) from error
     for parameter in model.parameters():
         parameter.data = model_files.aligned(parameter.data)

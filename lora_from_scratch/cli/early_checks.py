@@ -53,6 +53,8 @@ def check_command(name: str, flags: Flags) -> Flags:
     adapter = flags.get("adapter")
     if adapter is not None and not adapter.is_dir():
         raise UserError(f"--adapter {adapter}: no such folder; name the one that a run printed at its end")
+    if flags.get("model") == "":
+        raise UserError("--model is empty; name one, or leave the flag out")
     check = BY_NAME.get(name)
     return check(**flags) if check else flags
 

@@ -59,6 +59,9 @@ def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> 
     # Targets by what follows the block numbers, if that names just these layers, else in full.
     values["target_modules"] = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in layers}) or ["attn.c_attn"]
     targets = _understood(values).targets(model)
+    if not (targets or layers):
+        told = "no layer is left for the LoRA that PEFT's format needs: attn.c_attn is not there or learns"
+        raise UserError(f"{told}; save the whole model with its save_pretrained")
     if layers and targets.keys() != layers.keys():
         values["target_modules"] = sorted(layers)
     bases = [getattr(module, "base_layer", module) for module in targets.values()]

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LITTER_SECONDS = 3600  # nobody writes a folder for that long
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -41,7 +42,9 @@ def appearing(folder: Path) -> Iterator[Path]:
         else:
             aside.rename(folder)
         _flush_folder(place)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(folder)  # a file that is written to does not say which one it is
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
         for path in made:  # unless somebody has put something there meanwhile

@@ -86,4 +86,12 @@ class LoRA(Method):
 
     def describe(self, settings: LoRASettings) -> str:
         update = f"rank {settings.rank}, alpha {settings.alpha:g}, dropout {settings.dropout:g}"
-        return f"LoRA around {', '.join(settings.target_modules)}: {update}"
+        return f"LoRA around {', '.join(settings.target_modules)}: {update}{_stacked(settings)}"
+
+
+def _stacked(settings: LoRASettings) -> str:
+    """Where parts are named: whose rank it is, and the one in PEFT's files, of all parts together."""
+    counts = {target: len(parted(target)[1]) for target in settings.target_modules}
+    ranks = [f"{target} stacked to rank {n * settings.rank}" for target, n in counts.items() if n > 1]
+    told = f"PEFT's files hold {', '.join(ranks)}, and an alpha that keeps the scaling"
+    return f" (of each part by itself; {told})" if ranks else ""

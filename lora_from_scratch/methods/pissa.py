@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,10 @@ class PiSSA(LoRA):
         from lora_from_scratch.methods.pissa_linear import PiSSALinear
 
         update = settings.rank, settings.alpha, settings.dropout
-        for name, layer in list(lora_layers(super().adapt(model, settings, generator))):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "rank .* is above")  # such a rank is refused below
+            super().adapt(model, settings, generator)
+        for name, layer in list(lora_layers(model)):
             place(model, name, PiSSALinear(layer.base_layer, *update))
         return model
 

@@ -24,7 +24,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        return torch.empty(0, device=name).device
+        tensor = torch.zeros(1, device=name)
+        tensor.item()  # the meta device has none
+        return tensor.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = first_line(error)[:70]
         raise UserError(
