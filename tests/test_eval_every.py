@@ -10,6 +10,7 @@ from itertools import count
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from lora_from_scratch import RunConfig
@@ -108,6 +109,17 @@ def test_neither_the_clock_nor_a_phase_holds_the_time_that_it_takes(tiny_gpt2, t
 def test_the_last_step_is_always_measured(every, steps):
     metrics = train_prepared(ready(rank=2, eval_every=every)).metrics
     assert [row["step"] for row in metrics if "validation_loss" in row] == steps
+
+
+def test_the_last_weights_are_saved_and_measured_though_earlier_ones_were_better(tmp_path):
+    prepared = ready(method="head", eval_every=1, lr=10.0, max_steps=8)
+    training = train_prepared(prepared)
+    losses = [row["validation_loss"] for row in training.metrics]
+    assert min(losses) < losses[-1] - 0.01
+    write_trained(prepared, training, tmp_path)
+    weight = load_file(tmp_path / "trained.safetensors")["score.weight"]
+    assert torch.equal(weight, prepared.model.score.weight)
+    assert evaluate_prepared(prepared).loss == pytest.approx(losses[-1], rel=1e-5)
 
 
 def test_the_lines_of_metrics_jsonl_hold_what_was_measured(tmp_path):
