@@ -9,8 +9,8 @@ from functools import cache
 from itertools import count
 
 import pytest
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from lora_from_scratch import RunConfig
@@ -117,7 +117,7 @@ def test_the_last_weights_are_saved_and_measured_though_earlier_ones_were_better
     losses = [row["validation_loss"] for row in training.metrics]
     assert min(losses) < losses[-1] - 0.01
     write_trained(prepared, training, tmp_path)
-    weight = load_file(tmp_path / "trained.safetensors")["score.weight"]
+    weight = safetensors.torch.load_file(tmp_path / "trained.safetensors")["score.weight"]
     assert torch.equal(weight, prepared.model.score.weight)
     assert evaluate_prepared(prepared).loss == pytest.approx(losses[-1], rel=1e-5)
 
