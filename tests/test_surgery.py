@@ -232,7 +232,7 @@ def test_weights_that_two_share_are_refused(make, target, names):
 
 
 def test_a_classifier_has_no_lm_head_to_name_and_an_embedding_is_no_target(tiny_gpt2):
-    with pytest.raises(UserError, match="'lm_head' matches nothing; this model has .*score"):
+    with pytest.raises(UserError, match=r"'lm_head' matches nothing; this model has .*score"):
         inject_lora(tiny_gpt2, ["lm_head"], rank=2, alpha=4)
     with pytest.raises(UserError, match=r"transformer\.wte is a Embedding: LoRA wraps nn\.Linear and Conv1D"):
         inject_lora(tiny_gpt2, ["wte"], rank=2, alpha=4)
