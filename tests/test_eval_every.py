@@ -112,10 +112,12 @@ def test_the_last_step_is_always_measured(every, steps):
 
 
 def test_the_last_weights_are_saved_and_measured_though_earlier_ones_were_better(tmp_path):
-    prepared = ready(method="head", eval_every=1, lr=10.0, max_steps=8)
+    prepared = ready(method="head", eval_every=1)
+    examples = prepared.train_examples  # measured with the other label each: the better it learns, the worse
+    prepared = replace(prepared, validation_examples=replace(examples, labels=1 - examples.labels))
     training = train_prepared(prepared)
     losses = [row["validation_loss"] for row in training.metrics]
-    assert min(losses) < losses[-1] - 0.01
+    assert min(losses) < losses[-1] * (1 - 1e-3)
     write_trained(prepared, training, tmp_path)
     weight = safetensors.torch.load_file(tmp_path / "trained.safetensors")["score.weight"]
     assert torch.equal(weight, prepared.model.score.weight)
