@@ -191,7 +191,9 @@ def test_a_comparison_takes_the_rates_that_tune_chose(tmp_path, dataset, capsys,
     rates = json.loads((tmp_path / "tune" / "rates.json").read_text(encoding="utf-8"))
     assert (tmp_path / "tune" / "rates.png").read_bytes().startswith(b"\x89PNG")
     (variant,) = rates["variants"]
-    assert f"lr {variant['chosen']:g}" in capsys.readouterr().out
+    told, tried = capsys.readouterr(), [point["lr"] for point in variant["points"]]
+    assert f"lr {variant['chosen']:g}" in told.out
+    assert ("lies at the edge of what was tried" in told.err) == (variant["chosen"] in (tried[0], tried[-1]))
     flags = ["--recipe", "published", "tuned", "--rates", str(tmp_path / "tune" / "rates.json"), "--dry-run"]
     asked = ["--max-length", "128", "--epochs", "32", "--output-dir", str(tmp_path / "compare")]
     assert cli.main(["compare", *tuned, *flags, *asked]) == 0
@@ -200,8 +202,14 @@ def test_a_comparison_takes_the_rates_that_tune_chose(tmp_path, dataset, capsys,
     monkeypatch.setattr(
         going.Going, "through", lambda self, plan, title: setattr(self, "stopped", "interrupted")
     )
+    variant["chosen"] = tried[-1]
+    (tmp_path / "tune" / "rates.json").write_text(json.dumps(rates), encoding="utf-8")
     other = ["--methods", "full", *tuned[2:], "--output-dir", str(tmp_path / "tune")]
     assert cli.main(["tune", *other]) == 130
+    assert (
+        f"warning: head: the best rate, {tried[-1]:g}, lies at the edge of what was tried; "
+        "a better one may lie beyond it, which compare --lr can try\n"
+    ) in capsys.readouterr().err
     left = json.loads((tmp_path / "tune" / "rates.json").read_bytes())
     assert left["stopped"] == "interrupted"
     assert [(one["method"], one["chosen"]) for one in left["variants"]] == [

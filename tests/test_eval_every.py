@@ -9,6 +9,7 @@ from functools import cache
 from itertools import count
 
 import pytest
+import safetensors.torch
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -108,6 +109,19 @@ def test_neither_the_clock_nor_a_phase_holds_the_time_that_it_takes(tiny_gpt2, t
 def test_the_last_step_is_always_measured(every, steps):
     metrics = train_prepared(ready(rank=2, eval_every=every)).metrics
     assert [row["step"] for row in metrics if "validation_loss" in row] == steps
+
+
+def test_the_last_weights_are_saved_and_measured_though_earlier_ones_were_better(tmp_path):
+    prepared = ready(method="head", eval_every=1)
+    examples = prepared.train_examples  # measured with the other label each: the better it learns, the worse
+    prepared = replace(prepared, validation_examples=replace(examples, labels=1 - examples.labels))
+    training = train_prepared(prepared)
+    losses = [row["validation_loss"] for row in training.metrics]
+    assert min(losses) < losses[-1] * (1 - 1e-3)
+    write_trained(prepared, training, tmp_path)
+    weight = safetensors.torch.load_file(tmp_path / "trained.safetensors")["score.weight"]
+    assert torch.equal(weight, prepared.model.score.weight)
+    assert evaluate_prepared(prepared).loss == pytest.approx(losses[-1], rel=1e-5)
 
 
 def test_the_lines_of_metrics_jsonl_hold_what_was_measured(tmp_path):

@@ -52,7 +52,7 @@ def assert_the_same(folder: Path, name: str, expected: str) -> None:
     ours, theirs = results(folder, name), results(folder, expected)
     assert len(ours["metrics"]) == len(theirs["metrics"])
     for here, there in zip(ours["metrics"], theirs["metrics"], strict=True):
-        assert here == pytest.approx(there, rel=1e-4, abs=1e-6)
+        assert here == pytest.approx(there, rel=1e-6, abs=1e-6)
         assert here["sentences"] == there["sentences"] and here["tokens"] == there["tokens"]
     assert ours["predictions"] == theirs["predictions"]
     assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)

@@ -475,6 +475,8 @@ def test_there_has_to_be_something_to_go_on_with(tmp_path, capsys):
     ("given", "kept"),
     [
         (["--lr", "0.5"], "--lr 0.00"),
+        (["--epochs", "9"], "--epochs "),
+        (["--device", "cuda"], "--device cpu;"),
         (["--rank", "4"], "--rank 2;"),
         (["--target-modules", "mlp.c_fc"], "--target-modules attn.c_attn;"),
         (["--method", "none"], "--method lora;"),

@@ -231,6 +231,13 @@ def test_weights_that_two_share_are_refused(make, target, names):
     assert not list(lora_layers(model)) and [p.requires_grad for p in model.parameters()] == learning
 
 
+def test_a_classifier_has_no_lm_head_to_name_and_an_embedding_is_no_target(tiny_gpt2):
+    with pytest.raises(UserError, match=r"'lm_head' matches nothing; this model has .*score"):
+        inject_lora(tiny_gpt2, ["lm_head"], rank=2, alpha=4)
+    with pytest.raises(UserError, match=r"transformer\.wte is a Embedding: LoRA wraps nn\.Linear and Conv1D"):
+        inject_lora(tiny_gpt2, ["wte"], rank=2, alpha=4)
+
+
 def test_layers_beside_a_tied_one_can_be_adapted():
     model = tied()
     ids = torch.arange(1, 9)[None]

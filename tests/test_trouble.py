@@ -265,6 +265,16 @@ def test_a_batch_in_parts_gives_the_result_of_a_whole_one(method, fast, tiny_exa
             torch.testing.assert_close(without_key_biases(model)[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
+def test_with_dropout_the_parts_of_a_batch_draw_other_masks(tiny_examples):
+    torch.manual_seed(0)
+    start = adapt(GPT2ForSequenceClassification(tiny_config(embd_pdrop=0.5)), RunConfig(method="full"))
+    losses = []
+    for parts in (1, 1, 2):
+        torch.manual_seed(1)
+        losses.append(trained_in_parts(copy.deepcopy(start), tiny_examples, parts, False).metrics[0]["loss"])
+    assert losses[0] == losses[1] != pytest.approx(losses[2], rel=1e-4)
+
+
 def without_key_biases(model: GPT2ForSequenceClassification) -> dict[str, Tensor]:
     """The keys' biases move all scores of a row of attention alike, and so no logit: their gradients are what
     rounding leaves, and AdamW scales that up to steps like any other."""

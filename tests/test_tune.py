@@ -15,7 +15,16 @@ from lora_from_scratch.compare.held_out import hold_out, with_held_out
 from lora_from_scratch.compare.plan import asked_for, named
 from lora_from_scratch.compare.rates import Rates
 from lora_from_scratch.compare.shared import Shared
-from lora_from_scratch.compare.tune import SEEDS, Tuning, chosen, grid_index, grid_rate, parabola, wanted
+from lora_from_scratch.compare.tune import (
+    SEEDS,
+    Tuning,
+    chosen,
+    grid_index,
+    grid_rate,
+    is_at_the_edge,
+    parabola,
+    wanted,
+)
 from lora_from_scratch.data.dataset import Dataset, Split, load_dataset
 from lora_from_scratch.errors import UserError
 
@@ -55,7 +64,11 @@ def test_five_rates_then_two_more_seeds_for_the_best_three():
 def test_the_grid_widens_where_the_best_lies_at_its_edge(best, rates):
     losses = searched(1e-3, bowl(best))
     assert len(losses) == rates and sum(map(len, losses.values())) == rates + 6
-    assert chosen(1e-3, losses) == min(best, 1e-1)
+    rate = chosen(1e-3, losses)
+    assert rate == min(best, 1e-1)
+    variant = {"chosen": rate, "points": [{"lr": lr} for lr in losses]}
+    assert is_at_the_edge(variant) == (best == 1.0)
+    assert not is_at_the_edge({**variant, "chosen": None})
 
 
 def test_what_failed_never_ranks():

@@ -47,8 +47,9 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
             captured = capsys.readouterr()
             said[command] = captured.out + captured.err
 
-    look, train, head, text, table, measured, merged = (said[key] for key in said if key != "pipeline")
+    look, rates, train, head, text, table, measured, merged = (said[key] for key in said if key != "pipeline")
     assert "baseline    always saying " in look and "bad (" in look and "good (" in look
+    assert "plan        for each 5 rates (up to 7) with one seed, the best 3 with 2 more" in rates
     results = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
     assert results["config"]["epochs"] == 32 and results["data"]["label_names"] == ["bad", "good"]
     assert results["data"]["train_sentences"] == 36 and "baseline" in train and "baseline" in head

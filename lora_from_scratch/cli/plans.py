@@ -15,7 +15,7 @@ from lora_from_scratch.compare.plan import Cell
 from lora_from_scratch.compare.rates import FILE, TUNED, Rates
 from lora_from_scratch.compare.shared import Shared
 from lora_from_scratch.compare.summary import comparison, reference_among
-from lora_from_scratch.compare.tune import Tuning
+from lora_from_scratch.compare.tune import Tuning, is_at_the_edge
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.formats.whole_files import write_whole
 from lora_from_scratch.report import page, rates_picture, screen
@@ -90,6 +90,10 @@ def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool)
     for variant in found["variants"]:
         rate = "no rate" if variant["chosen"] is None else f"lr {variant['chosen']:g}"
         print(f"{variant['label']:30} {rate}")
+        if is_at_the_edge(variant):
+            told = f"the best rate, {variant['chosen']:g}, lies at the edge of what was tried"
+            beyond = "a better one may lie beyond it, which compare --lr can try"
+            print(f"warning: {variant['label']}: {told}; {beyond}", file=sys.stderr)
     print(f"runs        {found['budget']}")
     print(f"written     {output_dir}: {', '.join(written)}")
     _end(going, output_dir)

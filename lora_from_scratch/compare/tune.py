@@ -68,6 +68,15 @@ def chosen(start: float, losses: Losses) -> float | None:
     return min(means, key=means.__getitem__) if means else None
 
 
+def is_at_the_edge(variant: Mapping[str, object]) -> bool:
+    """Whether the rate that a variant of rates.json was given is the lowest or highest that was tried.
+
+    A better one may then lie beyond it: `wanted` goes no further than seven rates.
+    """
+    tried = [point["lr"] for point in variant["points"]]
+    return variant["chosen"] is not None and variant["chosen"] in (min(tried), max(tried))
+
+
 def parabola(rate: float | None, losses: Losses) -> dict[str, float] | None:
     """Through the losses at the chosen rate and its two neighbours, in log10 of the rate; None without.
 
