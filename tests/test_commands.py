@@ -12,7 +12,6 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from lora_from_scratch.base.fingerprint import is_added
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.batches import tokenize
-from lora_from_scratch.data.dataset import load_dataset, load_labelled
+from lora_from_scratch.data.dataset import load_labelled
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs import predict as labelling
@@ -35,6 +34,7 @@ from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train import evaluate
 from lora_from_scratch.train.evaluate import compare, predict_logits
 
+pytestmark = pytest.mark.usefixtures("few_sentences", "undrawn")
 METHODS = ("head", "full", "lora", "prelayer", "dora", "lora-fa", "bitfit", "ia3")
 KEPT = (*METHODS, "prefix")  # cannot be merged
 TEXTS = ["a warm and funny film .", "dull", "it is not a bad film , and the end is a triumph"]
@@ -45,7 +45,7 @@ def runs(tmp_path_factory) -> Path:
     """A folder with a run of every method that leaves something, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("runs")
     for method in KEPT:
-        flags = ["--method", method, "--limit-train", "128", "--max-steps", "8", "--lr", "2e-3"]
+        flags = ["--method", method, "--batch-size", "4", "--max-steps", "8", "--lr", "2e-3"]
         assert cli.main([*BUNDLED, *flags, "--output-dir", str(folder / method)]) == 0
     return folder
 
@@ -54,13 +54,11 @@ def runs(tmp_path_factory) -> Path:
 def merged(runs) -> tuple[Path, dict[str, str]]:
     """Every run, merged: a folder with one for each method, and what was printed."""
     texts = {}
-    with pytest.MonkeyPatch.context() as patch:
-        compare_few(patch, 60)
-        for method in METHODS:
-            with redirect_stdout(io.StringIO()) as out:
-                command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
-                assert cli.main(command) == 0
-            texts[method] = out.getvalue()
+    for method in METHODS:
+        with redirect_stdout(io.StringIO()) as out:
+            command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
+            assert cli.main(command) == 0
+        texts[method] = out.getvalue()
     return runs / "merged", texts
 
 
@@ -85,18 +83,6 @@ print(answers)
     return ast.literal_eval(done.stdout)
 
 
-def compare_few(patch: pytest.MonkeyPatch, count: int) -> None:
-    """merge and verify compare on so many of the bundled sentences: less to find a difference with."""
-    whole = load_dataset("bundled")
-    few = replace(whole, validation=whole.validation.take(list(range(count))))
-    patch.setattr(commands, "load_dataset", lambda name, *_: few)
-
-
-@pytest.fixture
-def few_sentences(monkeypatch) -> None:
-    compare_few(monkeypatch, 20)
-
-
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()
     assert cli.main(list(map(str, arguments))) == 0
@@ -112,14 +98,15 @@ def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path
     for key in ("accuracy", "accuracy_interval_95", "f1", "total_parameters", "head_parameters"):
         assert values[key] == trained[key]
     assert values["trainable_parameters"] == trained["trainable_parameters"]
-    assert values["data"]["validation_sentences"] == 498 and values["kind"] == "evaluation"
+    assert values["data"]["validation_sentences"] == 20 and values["kind"] == "evaluation"
     assert values["evaluation"]["sentences_per_second"] > 0
-    assert values["evaluation"]["predictions"] == trained["evaluation"]["predictions"]
+    probabilities = values["evaluation"]["probabilities"]
+    assert probabilities == pytest.approx(trained["evaluation"]["probabilities"], abs=1e-6)
     digest = None if method in ("full", "prelayer", "bitfit") else trained["base"]["weights_sha256"]
     assert values["base"]["weights_sha256"] == digest  # None where the base's own weights were replaced
     assert values.keys() == trained.keys()
     assert f"{values['accuracy']:.2f} (" in text
-    assert values["baseline"] == {"label": "negative", "accuracy": 50}  # of what was measured
+    assert values["baseline"] == {"label": "positive", "accuracy": 55}  # of what was measured
 
 
 def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
@@ -223,19 +210,32 @@ def test_blank_lines_keep_their_place_where_they_may_be_there(runs, capsys, monk
     assert "stdin, line 2: not UTF-8" in fails(capsys, "predict", "--adapter", str(runs / "lora"))
 
 
-def test_a_prediction_loads_nothing_that_it_does_not_need(runs):
-    """Each of these takes a part of a second: what datasets brings, pictures, and what many runs need."""
+def test_a_prediction_loads_what_it_needs_and_looks_for_no_garbage_meanwhile(runs):
+    """Each of these takes a part of a second: what datasets brings, pictures, and what many runs need.
+
+    Nor is garbage looked for from the import of torch on, until what is there by then is out of its sight.
+    """
     code = """
-import sys
+import gc, sys
+from lora_from_scratch.cli.loading import importing
 from lora_from_scratch.cli.main import main
-assert main(sys.argv[1:]) == 0
+looks = []
+def look(phase, _):
+    if "torch" in sys.modules and not gc.get_freeze_count():
+        looks.append(phase)
+gc.callbacks.append(look)
+assert main(sys.argv[1:]) == 0 and "transformers" in sys.modules
+assert gc.isenabled() and gc.get_freeze_count() > 100_000 and not looks, len(looks)
+with importing():
+    assert gc.isenabled(), "of no use where they are there"
 heavy = ("datasets", "pandas", "pyarrow", "matplotlib", "peft", "lora_from_scratch.cli.plans")
 print([name for name in heavy if name in sys.modules], "lora_from_scratch.compare.going" in sys.modules)
 """
     command = [sys.executable, "-c", code, "predict", "--adapter", runs / "lora", "a warm , funny film"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
     label, loaded = done.stdout.splitlines()
-    assert label.endswith("a warm , funny film") and loaded == "[] False" and done.stderr == ""
+    assert label.endswith("a warm , funny film") and loaded == "[] False"
 
 
 def test_whoever_types_is_not_written_over(runs, monkeypatch):
@@ -487,7 +487,7 @@ def test_merge_refuses_to_leave_a_broken_checkpoint(runs, capsys, tmp_path, monk
     [("merge", "the merged model is not the adapted one"), ("verify", "read by PEFT, gives other logits")],
 )
 def test_the_other_side_is_transformers_own_forward_pass(
-    runs, few_sentences, capsys, tmp_path, monkeypatch, command, message
+    runs, capsys, tmp_path, monkeypatch, command, message
 ):
     """A mistake in this project's forward pass, which would be on both sides otherwise, is noticed."""
     ours = evaluate.classify
@@ -519,12 +519,10 @@ def test_compare_sees_flips_and_what_is_not_finite():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
-@pytest.mark.parametrize(("method", "count"), [("lora", 60), ("prelayer", 20), ("dora", 20)])
-def test_verify_compares_with_peft_both_ways(runs, method, count, capsys, monkeypatch):
-    assert len(commands._probe()) == 499
-    compare_few(monkeypatch, count)
+@pytest.mark.parametrize("method", ["lora", "prelayer", "dora"])
+def test_verify_compares_with_peft_both_ways(runs, method, capsys):
     out = printed(capsys, "verify", "--adapter", runs / method)
-    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and f"{count + 1} sentences" in out
+    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and "21 sentences" in out
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -24,7 +24,6 @@ from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.fast.embedding_rows import Occurring
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.switch import fast_training
-from lora_from_scratch.report import picture
 from lora_from_scratch.runs import execute
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.random_draws import generator_for
@@ -32,14 +31,10 @@ from lora_from_scratch.train.checkpoints import found_in, newest
 from lora_from_scratch.train.log import StepLog, Training
 from lora_from_scratch.train.training import Course, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 STEPS, LR = 6, 1e-3
 METHODS = {"lora": {"rank": 2, "dropout": 0.0}, "full": {}, "prelayer": {}, "prefix": {"prefix_length": 3}}
 Spoil = Callable[[Tensor, Tensor], Tensor]  # from a batch's token ids and its logits to its logits
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch) -> None:
-    monkeypatch.setattr(picture, "draw_training", lambda results, metrics: None)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +130,6 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(line, monkeypatch, c
     assert kept(line) == ["step-000000003.safetensors", "step-000000002.safetensors"]
     assert {path.name for path in folder_of(line).iterdir()} == {"checkpoints"}
     monkeypatch.undo()
-    monkeypatch.setattr(picture, "draw_training", lambda results, metrics: None)
     assert newest(folder_of(line) / "checkpoints")[1].steps == 3
     assert cli.main(["--resume", str(folder_of(line))]) == 0
     whole = str(folder_of(line).with_name("whole"))
