@@ -249,7 +249,7 @@ def test_after_a_second_a_terminal_is_told_what_takes_long_and_it_is_gone_afterw
 
 
 def test_no_garbage_is_looked_for_while_libraries_are_imported(tmp_path):
-    """Each way in ends here where torch is asked for; test_commands.py has one with what is behind it."""
+    """Each way in ends here where torch is asked for; test_commands.py has one that goes on."""
     ways = [PREDICT, ["--model", "bundled", "--dataset", "bundled"], ["--resume", "."]]
     code = f"""
 import gc, sys

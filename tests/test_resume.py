@@ -85,12 +85,15 @@ def stopping(monkeypatch):
 
 @pytest.mark.parametrize(("method", "plain", "precision"), ALL)
 def test_from_every_step_of_two_epochs_it_goes_on_bit_for_bit(tmp_path, method, plain, precision):
-    """No sentence is trained twice and none left out (traps 1, 3), no mask of dropout is another (4, 8)."""
+    """No sentence is trained twice and none left out (traps 1, 3), no mask of dropout is another (4, 8).
+
+    Plain and in bf16 from three steps, one of them the end of an epoch.
+    """
     asked = {"method": method, "plain": plain, "precision": precision}
     whole, paths = with_all_checkpoints(tmp_path, **asked)
     assert [path.name for path in paths] == [f"step-{i:09}.safetensors" for i in range(1, STEPS)]
     assert trained(ready(**asked)) == whole, "writing checkpoints is no part of what comes out (trap 14)"
-    for path in paths:
+    for path in paths[::3] if plain or precision != "fp32" else paths:
         assert resumed(path, **asked) == whole
 
 
@@ -459,9 +462,8 @@ def test_there_has_to_be_something_to_go_on_with(tmp_path, capsys):
     assert line == f"error: --resume {tmp_path}: there is no checkpoint; start the run again without it"
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
+def test_other_settings_are_refused_by_name(interrupted, capsys):
+    for given, kept in (
         (["--lr", "0.5"], "--lr 0.00"),
         (["--rank", "4"], "--rank 2;"),
         (["--target-modules", "mlp.c_fc"], "--target-modules attn.c_attn;"),
@@ -471,13 +473,11 @@ def test_there_has_to_be_something_to_go_on_with(tmp_path, capsys):
         (["--recipe", "published"], "the settings that it has, without --recipe;"),
         (["--dry-run"], "the settings that it has, without --dry-run;"),
         (["--output-dir", "elsewhere"], "--output-dir {run};"),
-    ],
-)
-def test_other_settings_are_refused_by_name(interrupted, capsys, given, kept):
-    line = refused(capsys, "--resume", str(interrupted), *given)
-    expected = f"error: --resume {interrupted} goes on with {kept.format(run=interrupted)}"
-    assert line.startswith(expected) and line.endswith("leave the flag out")
-    assert found_in(interrupted / "checkpoints"), "and nothing is lost"
+    ):
+        line = refused(capsys, "--resume", str(interrupted), *given)
+        expected = f"error: --resume {interrupted} goes on with {kept.format(run=interrupted)}"
+        assert line.startswith(expected) and line.endswith("leave the flag out"), given
+        assert found_in(interrupted / "checkpoints"), "and nothing is lost"
 
 
 def test_other_sentences_or_another_base_are_refused(place, tmp_path, stopping, capsys):
