@@ -25,7 +25,8 @@ os.environ |= {
 }  # no threads before a fork
 
 import torch
-import torch._dynamo  # what AdamW imports at its first step: here once, not in each process
+import torch._dynamo  # here once, not in each process: what AdamW imports at its first step
+import torch.distributed.fsdp  # and what training in several processes does, a second of it
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification
 

@@ -20,6 +20,7 @@ from lora_from_scratch.errors import UserError
 from lora_from_scratch.report import screen
 from lora_from_scratch.runs.config import RECIPES
 
+pytestmark = pytest.mark.usefixtures("few_sentences")
 ROOT = Path(__file__).parents[1]
 BUNDLED = ["--model", "bundled", "--dataset", "bundled", "--device", "cpu", "--precision", "fp32"]
 
@@ -116,7 +117,7 @@ def test_flags_reach_the_config():
     }
 
 
-def test_the_published_recipe_and_flags_on_top_of_it(tmp_path):
+def test_the_published_recipe_and_flags_on_top_of_it(tmp_path, undrawn):
     quick = [*BUNDLED, "--limit-train", "16", "--max-steps", "1", "--output-dir", str(tmp_path)]
     assert cli.main([*quick, "--method", "full", "--recipe", "published", "--batch-size", "8"]) == 0
     config = json.loads((tmp_path / "results.json").read_text())["config"]

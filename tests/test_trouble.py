@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from safetensors.torch import load_file
+from small_runs import write_base
 from torch import Tensor
 from transformers import GPT2ForSequenceClassification
 
@@ -38,18 +39,19 @@ Spoil = Callable[[Tensor, Tensor], Tensor]  # from a batch's token ids and its l
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> str:
-    """40 rows, of which 4 are held out, of 3 to 10 words."""
+def sources(tmp_path_factory) -> list[str]:
+    """A small base, and 40 rows, of which 4 are held out, of 3 to 10 words."""
     rows = [f"{word} film{' indeed' * (i % 8)} {i},{i % 2}" for i in range(20) for word in ("good", "dull")]
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    folder = tmp_path_factory.mktemp("sources")
+    base, path = write_base(folder / "base"), folder / "reviews.csv"
     path.write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
-    return str(path)
+    return ["--model", str(base), "--dataset", str(path)]
 
 
 @pytest.fixture
-def line(dataset, tmp_path) -> list[str]:
+def line(sources, tmp_path) -> list[str]:
     """A run of six steps of four sentences, with a checkpoint after each."""
-    flags = ["--model", "bundled", "--dataset", dataset, "--output-dir", str(tmp_path / "run"), "--rank", "2"]
+    flags = [*sources, "--output-dir", str(tmp_path / "run"), "--rank", "2"]
     flags += ["--precision", "fp32", "--device", "cpu", "--batch-size", "4", "--max-steps", str(STEPS)]
     return [*flags, "--lr", str(LR), "--checkpoint-every", "1"]
 
@@ -91,7 +93,9 @@ def too_much(input_ids: Tensor, logits: Tensor) -> Tensor:
 def batch_of(line: list[str], step: int) -> tuple[list[str], str]:
     """The sentences of a step, and how large its batch is."""
     flags = dict(zip(line[::2], line[1::2], strict=True))
-    prepared = prepare(RunConfig(model="bundled", dataset=flags["--dataset"], device="cpu", precision="fp32"))
+    prepared = prepare(
+        RunConfig(model=flags["--model"], dataset=flags["--dataset"], device="cpu", precision="fp32")
+    )
     examples = prepared.train_examples
     size, order = int(flags["--batch-size"]), generator_for(0, "order")
     indices = list(training_batches(examples, size, step, order))[-1]
