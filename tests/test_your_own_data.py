@@ -40,7 +40,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         for command in block.strip().splitlines():
             assert command.startswith(".venv/bin/python run.py "), command
             arguments = shlex.split(command)[2:]
-            training = ["--precision", "fp32"] if arguments[0].startswith("--") else []  # quick on any CPU
+            training = ["--precision", "fp32", "--max-steps", "8"] if arguments[0].startswith("--") else []
             assert cli.main([*arguments, *training]) == 0, command
             captured = capsys.readouterr()
             said[command] = captured.out + captured.err
