@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("tutorial", "commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every")
-LONGEST += ("benchmarks",)
+LONGEST = ("tutorial", "commands", "hub", "sentences", "folder", "family_lora", "processes", "resume", "page")
+LONGEST += ("killed", "quantised", "lens_page", "explain", "no_pickle", "cli")
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 
