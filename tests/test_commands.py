@@ -221,7 +221,9 @@ import gc, runpy, sys
 from lora_from_scratch.cli.loading import importing
 looks = []
 def look(phase, _):
-    if "torch" in sys.modules and not gc.get_freeze_count():
+    if gc.get_freeze_count():  # which takes long to count
+        gc.callbacks.remove(look)
+    elif "torch" in sys.modules:
         looks.append(phase)
 gc.callbacks.append(look)
 try:
