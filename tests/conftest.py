@@ -1,30 +1,48 @@
-"""What several test files share: a tiny GPT-2, and where the real data lies."""
+"""What several test files share: a tiny GPT-2, few sentences, and where the real data lies.
+
+PyTorch and transformers are imported where they are used: the process that hands tests out to others loads
+this file too, and these wait for it.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets read it: no test asks the network
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it; the processes that tests start inherit it
 
 import pytest
-import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lora_from_scratch.data.batches import TokenizedExamples
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    from lora_from_scratch.data.batches import TokenizedExamples
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
-torch.set_num_threads(1)  # whatever was in the environment: sums of floats depend on it, and so does time
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("tutorial", "commands", "hub", "folder", "resume", "processes", "cli", "page", "eval_every")
-LONGEST += ("benchmarks",)
-
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+LONGEST = ("tutorial", "commands", "hub", "sentences", "folder", "family_lora", "processes", "resume", "page")
+LONGEST += ("killed", "quantised", "lens_page", "explain", "no_pickle", "cli")
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def __getattr__(name: str) -> tuple[str, ...]:
+    """`DEVICES`, for tests of each."""
+    if name != "DEVICES":
+        raise AttributeError(name)
+    import torch
+
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # else xdist begins with the files of most tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,14 +55,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def tiny_config(**changes: object) -> GPT2Config:
     """GPT-2's architecture at width 16: 2 blocks, 2 heads, 50 tokens, 32 positions; token 0 pads."""
+    from transformers import GPT2Config
+
     sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
     tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     return GPT2Config(**{**sizes, **tokens, **changes})
 
 
+@pytest.fixture(scope="module")
+def few_sentences(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of the bundled sentences the first 40 and 20, where how many there are does not matter."""
+    from lora_from_scratch.data import dataset
+
+    few = tmp_path_factory.mktemp("few")
+    for name, rows in (("train.tsv", 40), ("validation.tsv", 20)):
+        lines = (dataset.BUNDLED_DATASET / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (few / name).write_text("".join(lines[: rows + 1]), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "BUNDLED_DATASET", few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """The picture of a run is four bytes: to draw it takes longer than a small run."""
+    from lora_from_scratch.report import picture
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture, "draw_training", lambda record, metrics: b"\x89PNG")
+        yield
+
+
 @pytest.fixture
 def tiny_gpt2() -> GPT2ForSequenceClassification:
     """A randomly initialised tiny GPT-2 with weights large enough that every layer matters; in eval mode."""
+    import torch
+    from transformers import GPT2ForSequenceClassification
+
     torch.manual_seed(0)
     model = GPT2ForSequenceClassification(tiny_config())
     with torch.no_grad():
@@ -56,6 +103,10 @@ def tiny_gpt2() -> GPT2ForSequenceClassification:
 @pytest.fixture
 def tiny_examples() -> TokenizedExamples:
     """48 sentences of 1 to 12 tokens; the label says whether the sentence holds token 7."""
+    import torch
+
+    from lora_from_scratch.data.batches import TokenizedExamples
+
     draw = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 13, (48,), generator=draw)
     token_ids = torch.randint(1, 12, (int(lengths.sum()),), generator=draw)
@@ -73,6 +124,8 @@ def shared() -> Path:
 
 def randomize_lora(model: torch.nn.Module, seed: int = 1, std: float = 0.1) -> None:
     """Move every B off zero: with B = 0 a test of the update proves nothing."""
+    import torch
+
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

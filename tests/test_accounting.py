@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import tiny_config
+from small_runs import ready
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 from torch.profiler import profile
@@ -16,10 +17,8 @@ from lora_from_scratch.compare.accounting import account, account_model
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.runs.execute import train_prepared
-from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.train.precision import resolve_precision
 
-QUICK = {"model": "bundled", "dataset": "bundled", "device": "cpu", "limit_train": 16, "max_steps": 1}
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
@@ -37,7 +36,7 @@ def on_meta(blocks: int, method: str, **own: object) -> GPT2ForSequenceClassific
 )
 def test_it_is_what_a_real_training_keeps_to_the_byte(method, plain, precision):
     """One step on one batch; parts by the record of the training, activations by what autograd saves."""
-    prepared = prepare(RunConfig(**QUICK, method=method, plain=plain, precision=precision))
+    prepared = ready(method=method, plain=plain, precision=precision, max_steps=1, batch_size=14)
     before, draws = [p.clone() for p in prepared.model.parameters()], torch.get_rng_state()
     accounted = account(prepared)
     assert all(map(torch.equal, before, prepared.model.parameters()))
@@ -57,7 +56,7 @@ def test_it_is_what_a_real_training_keeps_to_the_byte(method, plain, precision):
 
 
 def test_where_nothing_is_trained_there_are_weights_alone():
-    prepared = prepare(RunConfig(**QUICK, method="none", precision="fp32"))
+    prepared = ready(method="none")
     weights = 4 * sum(p.numel() for p in prepared.model.parameters())
     assert account(prepared) == {"weights": weights, "gradients": 0, "moments": 0, "activations": 0}
 
@@ -122,11 +121,8 @@ def test_the_whole_core_keeps_the_blocks_of_the_page_less_what_lies_below_the_fi
 
 def test_what_pissa_takes_off_w0_is_among_the_weights():
     """A0 and B0 of each block's c_attn, as large as A and B: r (in + out) numbers that do not learn."""
-    lora, pissa = (
-        account(prepare(RunConfig(**QUICK, method=method, dropout=0, precision="fp32")))
-        for method in ("lora", "pissa")
-    )
-    assert pissa["weights"] == lora["weights"] + 4 * 4 * 4 * (256 + 768)
+    lora, pissa = (account(ready(method=method, dropout=0)) for method in ("lora", "pissa"))
+    assert pissa["weights"] == lora["weights"] + 4 * 2 * 4 * (16 + 48)
     assert (pissa["gradients"], pissa["moments"]) == (lora["gradients"], lora["moments"])
 
 

@@ -15,7 +15,7 @@ from lora_from_scratch import RunConfig
 from lora_from_scratch.base import load
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
 from lora_from_scratch.runs.prepare import Prepared, prepare
-from lora_from_scratch.runs.sources import find_sources
+from lora_from_scratch.runs.sources import Sources, find_sources
 from lora_from_scratch.train.precision import resolve_precision
 
 PRECISIONS = sorted({"fp32", resolve_precision("auto", torch.device("cpu"))})
@@ -31,20 +31,28 @@ def with_all_rows(prepared: Prepared) -> Prepared:
     return replace(prepared, base_weights=weights)
 
 
-@pytest.fixture
-def asked(tmp_path):
-    base, dataset = write_base(tmp_path / "base"), write_sentences(tmp_path / "reviews.csv")
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory) -> dict[str, object]:
+    """Nothing here changes the files."""
+    folder = tmp_path_factory.mktemp("asked")
+    base, dataset = write_base(folder / "base"), write_sentences(folder / "reviews.csv")
     return {"model": str(base), "dataset": str(dataset), "device": "cpu", "epochs": 2, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def read_anew(asked) -> Sources:
+    """Of which every run loads its base from the files."""
+    return find_sources(RunConfig(**asked))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", [*METHODS, *RELATIVES, "head"])
-def test_training_on_the_rows_that_occur_is_the_same_bit_for_bit(method, precision, asked):
+def test_training_on_the_rows_that_occur_is_the_same_bit_for_bit(method, precision, asked, read_anew):
     """Of a base that is kept for other runs, and of one that is read for this one."""
     changes = {"method": method, "precision": precision, "eval_every": 3}
     expected = trained(with_all_rows(ready(**changes)))
     assert trained(ready(**changes)) == expected
-    assert trained(prepare(RunConfig(**{**asked, **changes}))) == expected
+    assert trained(prepare(RunConfig(**{**asked, **changes}), read_anew)) == expected
 
 
 def test_a_base_that_is_kept_serves_another_run_as_it_was():

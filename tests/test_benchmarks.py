@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
+from small_runs import write_base
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2ForSequenceClassification
@@ -30,10 +31,17 @@ from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli.main import main
 from lora_from_scratch.fast.gpt2 import classify
+from lora_from_scratch.report import page
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.train.measure import read_memory, reset_peak_memory
 
 QUICK = RunConfig(model="bundled", dataset="bundled", device="cpu", limit_train=16, max_steps=1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    still = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    return str(write_base(tmp_path_factory.mktemp("benchmarks") / "base", **still))
 
 
 @pytest.mark.parametrize(("layers", "rank"), [(2, 3), (4, 1)])
@@ -75,11 +83,11 @@ def test_the_ratios_of_a_start_are_taken_turn_by_turn_and_clock_by_clock():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 @pytest.mark.parametrize("method", ["lora", "full", "prelayer"])
-def test_both_sides_of_a_comparison_train_the_same(method):
+def test_both_sides_of_a_comparison_train_the_same(method, base):
     """The same parameters learn, all move but A (without gradient while B = 0), and both name the seconds."""
     pytest.importorskip("peft")
     sentences = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14]] * 5
-    work = Work(model=str(BUNDLED_MODEL), method=method, trainer={})
+    work = Work(model=base, method=method, trainer={})
     ours, theirs = Ours(work), Theirs(work)
     learning = []
     for model in (ours.prepared.model, theirs.model):
@@ -104,9 +112,9 @@ def test_a_turn_of_ours_does_not_start_the_peak_of_memory_anew():
     assert run(QUICK).training.memory.peak_bytes < peak  # of a training by itself
 
 
-def test_both_sides_of_plain_vs_fast_are_what_they_are_called():
+def test_both_sides_of_plain_vs_fast_are_what_they_are_called(base):
     for plain in (False, True):
-        assert Ours(Work(model=str(BUNDLED_MODEL), plain=plain)).prepared.config.plain is plain
+        assert Ours(Work(model=base, plain=plain)).prepared.config.plain is plain
 
 
 def test_results_are_written_as_the_pages_read_them(tmp_path, capsys, monkeypatch):
@@ -139,22 +147,11 @@ def test_a_file_for_results_that_cannot_be_is_refused_at_once(tmp_path, capsys):
         assert "is not a file in a folder that is there" in capsys.readouterr().err
 
 
-def test_the_plain_loop_and_ours_agree_without_dropout(tmp_path):
+def test_the_plain_loop_and_ours_agree_without_dropout(base):
     """One start, one order of batches, fp32: the accuracies that `same_accuracy` compares are then equal."""
     settings = {"dataset": "bundled", "device": "cpu", "precision": "fp32", "dropout": 0.0, "epochs": 1}
-    base = load_model_without_dropout(tmp_path)
     config = RunConfig(model=base, limit_train=320, lr=2e-3, **settings)
     assert plain_accuracy(prepare(config)) == pytest.approx(run(config).score.accuracy, abs=0.21)
-
-
-def load_model_without_dropout(folder: Path) -> str:
-    """The bundled model in a folder, its configuration's dropouts at 0."""
-    for path in BUNDLED_MODEL.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    values = json.loads((folder / "config.json").read_text())
-    values |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    (folder / "config.json").write_text(json.dumps(values))
-    return str(folder)
 
 
 def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys):
@@ -172,14 +169,15 @@ def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys):
         "--output-dir",
         str(tmp_path / "it"),
     ]
+    monkeypatch.setattr(page, "comparison_pictures", lambda comparison: {})
     assert main(["compare", *flags]) == 0
     whole = (tmp_path / "it" / "report.html").read_text(encoding="utf-8")
     monkeypatch.setattr(keep_comparison, "ROOT", tmp_path / "root")
     monkeypatch.setattr(sys, "argv", ["keep_comparison.py", str(tmp_path / "it"), "mine"])
     keep_comparison.main()
     kept = tmp_path / "root" / "benchmarks" / "results" / "mine"
-    page, record = ((kept / name).read_text(encoding="utf-8") for name in ("report.html", "results.json"))
-    assert "film number" in whole and "film number" not in page and "film number" not in record
+    shown, record = ((kept / name).read_text(encoding="utf-8") for name in ("report.html", "results.json"))
+    assert "film number" in whole and "film number" not in shown and "film number" not in record
     assert "predictions" not in record and json.loads(record)["done"] == 4
 
 

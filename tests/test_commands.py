@@ -12,7 +12,6 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from lora_from_scratch.base.fingerprint import is_added
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.batches import tokenize
-from lora_from_scratch.data.dataset import load_dataset, load_labelled
+from lora_from_scratch.data.dataset import load_labelled
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs import predict as labelling
@@ -35,6 +34,7 @@ from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train import evaluate
 from lora_from_scratch.train.evaluate import compare, predict_logits
 
+pytestmark = pytest.mark.usefixtures("few_sentences", "undrawn")
 METHODS = ("head", "full", "lora", "prelayer", "dora", "lora-fa", "bitfit", "ia3")
 KEPT = (*METHODS, "prefix")  # cannot be merged
 TEXTS = ["a warm and funny film .", "dull", "it is not a bad film , and the end is a triumph"]
@@ -45,7 +45,7 @@ def runs(tmp_path_factory) -> Path:
     """A folder with a run of every method that leaves something, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("runs")
     for method in KEPT:
-        flags = ["--method", method, "--limit-train", "128", "--max-steps", "8", "--lr", "2e-3"]
+        flags = ["--method", method, "--batch-size", "4", "--max-steps", "8", "--lr", "2e-3"]
         assert cli.main([*BUNDLED, *flags, "--output-dir", str(folder / method)]) == 0
     return folder
 
@@ -54,13 +54,11 @@ def runs(tmp_path_factory) -> Path:
 def merged(runs) -> tuple[Path, dict[str, str]]:
     """Every run, merged: a folder with one for each method, and what was printed."""
     texts = {}
-    with pytest.MonkeyPatch.context() as patch:
-        compare_few(patch, 60)
-        for method in METHODS:
-            with redirect_stdout(io.StringIO()) as out:
-                command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
-                assert cli.main(command) == 0
-            texts[method] = out.getvalue()
+    for method in METHODS:
+        with redirect_stdout(io.StringIO()) as out:
+            command = ["merge", "--adapter", str(runs / method), "--out", str(runs / "merged" / method)]
+            assert cli.main(command) == 0
+        texts[method] = out.getvalue()
     return runs / "merged", texts
 
 
@@ -85,18 +83,6 @@ print(answers)
     return ast.literal_eval(done.stdout)
 
 
-def compare_few(patch: pytest.MonkeyPatch, count: int) -> None:
-    """merge and verify compare on so many of the bundled sentences: less to find a difference with."""
-    whole = load_dataset("bundled")
-    few = replace(whole, validation=whole.validation.take(list(range(count))))
-    patch.setattr(commands, "load_dataset", lambda name, *_: few)
-
-
-@pytest.fixture
-def few_sentences(monkeypatch) -> None:
-    compare_few(monkeypatch, 20)
-
-
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()
     assert cli.main(list(map(str, arguments))) == 0
@@ -112,14 +98,15 @@ def test_evaluate_repeats_the_measures_of_the_run(runs, method, capsys, tmp_path
     for key in ("accuracy", "accuracy_interval_95", "f1", "total_parameters", "head_parameters"):
         assert values[key] == trained[key]
     assert values["trainable_parameters"] == trained["trainable_parameters"]
-    assert values["data"]["validation_sentences"] == 498 and values["kind"] == "evaluation"
+    assert values["data"]["validation_sentences"] == 20 and values["kind"] == "evaluation"
     assert values["evaluation"]["sentences_per_second"] > 0
-    assert values["evaluation"]["predictions"] == trained["evaluation"]["predictions"]
+    probabilities = values["evaluation"]["probabilities"]
+    assert probabilities == pytest.approx(trained["evaluation"]["probabilities"], abs=1e-6)
     digest = None if method in ("full", "prelayer", "bitfit") else trained["base"]["weights_sha256"]
     assert values["base"]["weights_sha256"] == digest  # None where the base's own weights were replaced
     assert values.keys() == trained.keys()
     assert f"{values['accuracy']:.2f} (" in text
-    assert values["baseline"] == {"label": "negative", "accuracy": 50}  # of what was measured
+    assert values["baseline"] == {"label": "positive", "accuracy": 55}  # of what was measured
 
 
 def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
@@ -263,19 +250,43 @@ def test_blank_lines_keep_their_place_where_they_may_be_there(runs, capsys, monk
     assert "stdin, line 2: not UTF-8" in fails(capsys, "predict", "--adapter", str(runs / "lora"))
 
 
-def test_a_prediction_loads_nothing_that_it_does_not_need(runs):
-    """Each of these takes a part of a second: what datasets brings, pictures, and what many runs need."""
+def test_predict_stops_quietly_when_nobody_reads_on(runs):
+    """By the card's command. It loads no more than it needs, and looks for no garbage meanwhile.
+
+    Each of these takes a part of a second: what datasets brings, pictures, what many runs need, and garbage
+    that is looked for between the import of torch and the moment from which what is there is left alone.
+    """
     code = """
-import sys
-from lora_from_scratch.cli.main import main
-assert main(sys.argv[1:]) == 0
+import gc, runpy, sys
+from lora_from_scratch.cli.loading import importing
+looks = []
+def look(phase, _):
+    if gc.get_freeze_count():  # which takes long to count
+        gc.callbacks.remove(look)
+    elif "torch" in sys.modules:
+        looks.append(phase)
+gc.callbacks.append(look)
+try:
+    runpy.run_module("lora_from_scratch", run_name="__main__")
+except SystemExit as stop:
+    assert stop.code == 0
+assert gc.isenabled() and gc.get_freeze_count() > 100_000 and not looks, len(looks)
+with importing():
+    assert gc.isenabled(), "of no use where they are there"
 heavy = ("datasets", "pandas", "pyarrow", "matplotlib", "peft", "lora_from_scratch.cli.plans")
-print([name for name in heavy if name in sys.modules], "lora_from_scratch.compare.going" in sys.modules)
+found = [name for name in (*heavy, "lora_from_scratch.compare.going") if name in sys.modules]
+print(found, "transformers" in sys.modules, file=sys.stderr)
 """
-    command = [sys.executable, "-c", code, "predict", "--adapter", runs / "lora", "a warm , funny film"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    label, loaded = done.stdout.splitlines()
-    assert label.endswith("a warm , funny film") and loaded == "[] False" and done.stderr == ""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", '"$0" -c "$1" predict --adapter . | head -1', sys.executable, code],
+        input="a fine film\n" * 4200,
+        capture_output=True,
+        text=True,
+        cwd=runs / "lora",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert (done.stdout.count("\n"), done.stderr) == (1, "[] True\n")
+    assert done.stdout.endswith("\ta fine film\n")
 
 
 def test_whoever_types_is_not_written_over(runs, monkeypatch):
@@ -459,22 +470,6 @@ def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch)
     assert cli.main(evaluation) == 0  # nothing is known about this one
 
 
-def test_predict_stops_quietly_when_nobody_reads_on(runs):
-    command = f"{sys.executable} -m lora_from_scratch predict --adapter . | head -1"  # as the card says
-    root = str(Path(__file__).parents[1])
-    texts = "a fine film\n" * 4200
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        input=texts,
-        capture_output=True,
-        text=True,
-        cwd=runs / "lora",
-        env={**os.environ, "PYTHONPATH": root},
-    )
-    assert done.stdout.count("\n") == 1
-    assert "error" not in done.stderr and "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merged_checkpoint_is_plain(runs, merged, read_by_transformers, method):
     """Read by transformers alone, in a process that can import neither this package nor PEFT."""
@@ -527,7 +522,7 @@ def test_merge_refuses_to_leave_a_broken_checkpoint(runs, capsys, tmp_path, monk
     [("merge", "the merged model is not the adapted one"), ("verify", "read by PEFT, gives other logits")],
 )
 def test_the_other_side_is_transformers_own_forward_pass(
-    runs, few_sentences, capsys, tmp_path, monkeypatch, command, message
+    runs, capsys, tmp_path, monkeypatch, command, message
 ):
     """A mistake in this project's forward pass, which would be on both sides otherwise, is noticed."""
     ours = evaluate.classify
@@ -559,12 +554,10 @@ def test_compare_sees_flips_and_what_is_not_finite():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
-@pytest.mark.parametrize(("method", "count"), [("lora", 60), ("prelayer", 20), ("dora", 20)])
-def test_verify_compares_with_peft_both_ways(runs, method, count, capsys, monkeypatch):
-    assert len(commands._probe()) == 499
-    compare_few(monkeypatch, count)
+@pytest.mark.parametrize("method", ["lora", "prelayer", "dora"])
+def test_verify_compares_with_peft_both_ways(runs, method, capsys):
     out = printed(capsys, "verify", "--adapter", runs / method)
-    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and f"{count + 1} sentences" in out
+    assert "ours, read by PEFT" in out and "PEFT's, read here" in out and "21 sentences" in out
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -647,7 +640,7 @@ def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
     rows = [f'"{text} , {i}",{mood}' for i in range(20) for mood, text in moods.items()]
     (tmp_path / "moods.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     run = tmp_path / "run"
-    flags = ["--epochs", "20", "--lr", "3e-3", "--output-dir", str(run)]
+    flags = ["--epochs", "10", "--lr", "5e-3", "--output-dir", str(run)]
     assert cli.main([*BUNDLED, "--dataset", str(tmp_path / "moods.csv"), *flags]) == 0
     record = json.loads((run / "results.json").read_text())
     assert (record["accuracy"], record["f1_of"]) == (100, "mean of all classes")

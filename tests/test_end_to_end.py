@@ -26,6 +26,7 @@ from lora_from_scratch.runs.folder import write_trained
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.runs.prepare import Prepared, prepare
 
+pytestmark = pytest.mark.usefixtures("few_sentences")
 SEED, EPOCHS, BATCH, DECAY = 3, 3, 7, 0.3
 
 
@@ -50,7 +51,7 @@ def config(base: Path, method: str, **changes: object) -> RunConfig:
         "device": "cpu",
         "precision": "fp32",
         "max_length": 64,
-        "limit_train": 45,  # the last of 7 batches holds 3
+        "limit_train": 38,  # the last of 6 batches holds 3
         "epochs": EPOCHS,
         "batch_size": BATCH,
         "lr": 1e-2,

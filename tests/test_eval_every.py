@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from dataclasses import replace
 from functools import cache
 from itertools import count
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from small_runs import write_base
 from torch.nn.functional import cross_entropy
 
 from lora_from_scratch import RunConfig
@@ -24,7 +27,7 @@ from lora_from_scratch.train.log import Training
 from lora_from_scratch.train.precision import resolve_precision
 from lora_from_scratch.train.training import Course, train
 
-QUICK = {"model": "bundled", "dataset": "bundled", "device": "cpu", "limit_train": 48, "max_steps": 5}
+QUICK = {"dataset": "bundled", "device": "cpu", "limit_train": 48, "max_steps": 5, "batch_size": 8}
 PRECISIONS = {"fp32", resolve_precision("auto", torch.device("cpu"))}  # what this CPU multiplies quickly
 ALL = [
     (method, plain, precision)
@@ -36,7 +39,8 @@ ALL = [
 
 @cache
 def sources() -> Sources:
-    return find_sources(RunConfig(**QUICK), keep=True)
+    with tempfile.TemporaryDirectory() as name:
+        return find_sources(RunConfig(**QUICK, model=str(write_base(Path(name, "base")))), keep=True)
 
 
 def ready(**changes: object) -> Prepared:

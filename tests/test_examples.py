@@ -15,7 +15,7 @@ from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.methods.interface import decay_matrices
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "lora_in_60_lines.py"
-STEPS, BATCH = 50, 16
+STEPS, BATCH = 50, 4
 
 
 def test_it_has_sixty_lines_and_nothing_of_the_package():

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shlex
-import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,10 +14,11 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from browser import views
 from conftest import randomize_lora, tiny_config
 from small_runs import write_base
 from test_cli import fails
-from test_page import FLAGS, Page
+from test_page import Page
 from torch.nn.functional import cross_entropy, layer_norm
 from transformers import GPT2ForSequenceClassification
 
@@ -346,29 +346,9 @@ def test_the_page_is_one_file_without_scripts_whatever_the_text_holds():
 
 
 def test_the_page_in_a_browser(tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
-        pytest.skip("there is no Chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     record = beside(glass_box(adapted_by("lora"), TEXT))
     (tmp_path / "explain.html").write_text(explain_page.page(record), encoding="utf-8")
-    with sync_api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser, args=FLAGS.split())
-        shown, said = chromium.new_page(), []
-        shown.on("console", lambda message: said.append(message.text))
-        shown.on("request", lambda request: said.append(request.url) if request.url[:4] == "http" else None)
-        for width, scheme in ((1280, "light"), (390, "dark")):
-            shown.set_viewport_size({"width": width, "height": 844})
-            shown.emulate_media(color_scheme=scheme)
-            shown.goto((tmp_path / "explain.html").as_uri())
-            assert shown.evaluate("document.documentElement.scrollWidth") <= width
-            ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
-        found = axe.run(shown, options={"resultTypes": ["violations"]}).response["violations"]
-        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
-        chromium.close()
-    assert said == []
+    assert len([*views(tmp_path / "explain.html")]) == 2
 
 
 # ---- the command

@@ -44,7 +44,7 @@ from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.parted_lora import PartedLoRALinear
 from lora_from_scratch.methods.pissa_linear import PiSSALinear
-from lora_from_scratch.report import page, picture
+from lora_from_scratch.report import page
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train.checkpoints import Checkpoints, read
 from lora_from_scratch.train.log import Training
@@ -500,11 +500,11 @@ SAID = {
 
 
 @pytest.mark.filterwarnings("ignore:.*were trained on")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", FLAGS)
 def test_from_flags_to_files_and_whatever_is_done_with_them(tmp_path, sources, monkeypatch, capsys, name):
     """Trained, told, predicted with, evaluated, merged, and read by PEFT."""
     monkeypatch.setattr(commands, "_probe", lambda: ["so good", "so so dull <|endoftext|>"])
-    monkeypatch.setattr(picture, "draw_training", lambda *_: None)  # which takes longer than all else
     run = str(tmp_path / "run")
     quick = ["--epochs", "2", "--batch-size", "4", "--lr", "1e-2", "--output-dir", run]
     assert cli.main([*sources, *FLAGS[name].split(), *quick]) == 0

@@ -21,12 +21,11 @@ from lora_from_scratch import RunConfig, UserError
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.cli.one_run import train_into
-from lora_from_scratch.data import dataset
-from lora_from_scratch.data.dataset import BUNDLED_DATASET
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs.folder import check_folder, listed_files
 from lora_from_scratch.runs.prepare import prepare
 
+pytestmark = pytest.mark.usefixtures("few_sentences", "undrawn")
 QUICK = RunConfig(
     model="bundled", dataset="bundled", device="cpu", precision="fp32", limit_train=16, max_steps=1
 )
@@ -42,18 +41,6 @@ WEIGHTS = {
     "prelayer": {"adapter_config.json", "adapter_model.safetensors"},
     "prefix": {"trained.safetensors"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_sentences(tmp_path_factory):
-    """Of the bundled sentences the first 40 and 20: how many there are does not matter here."""
-    few = tmp_path_factory.mktemp("few")
-    for name, rows in (("train.tsv", 40), ("validation.tsv", 20)):
-        lines = (BUNDLED_DATASET / name).read_text().splitlines(keepends=True)
-        (few / name).write_text("".join(lines[: rows + 1]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "BUNDLED_DATASET", few)
-        yield
 
 
 def train(folder: Path, **changes: object) -> dict[str, object]:
@@ -376,7 +363,10 @@ def test_a_disk_that_is_full_for_the_weights_sends_them_elsewhere(tmp_path, caps
 def test_a_full_disk(tmp_path, capsys, monkeypatch, room):
     import tempfile
 
+    from lora_from_scratch.report import picture
+
     resource = pytest.importorskip("resource")
+    monkeypatch.setattr(picture, "draw_training", lambda record, metrics: bytes(30_000))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import tiny_config
+from transformers import GPT2ForSequenceClassification, get_scheduler
 
+import lora_from_scratch
 from lora_from_scratch.compare.cells import ROOMS
 from lora_from_scratch.methods import METHODS
 
@@ -115,33 +118,29 @@ def test_methods_are_known_by_name_in_their_own_room_alone():
             assert not spelled & (names - {"none"}), f"{module}, line {node.lineno}"
 
 
-def test_the_core_alone_trains_and_evaluates():
-    """In a process that can import nothing else of the package."""
-    program = """
-import sys
-for room in ("base", "data", "fast", "formats", "methods", "train", "runs", "compare", "report", "cli"):
-    sys.modules["lora_from_scratch." + room] = None
-import torch
-from torch.optim import AdamW
-from transformers import GPT2Config, GPT2ForSequenceClassification, get_scheduler
-from lora_from_scratch.core.loop import Batch, TrainState, predict, train
-from lora_from_scratch.core.surgery import inject_lora
-torch.manual_seed(0)
-sizes = dict(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
-model = GPT2ForSequenceClassification(GPT2Config(**sizes))
-inject_lora(model, ["c_attn"], rank=2, alpha=4, modules_to_save=["score"])
-ids = torch.randint(1, 20, (16, 6))
-batch = Batch(ids, torch.full((16,), 6), ids[:, 5] % 2)
-optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-schedule = get_scheduler("constant", optimizer)
-state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
-losses = [step.loss.item() for step in train(state, [[batch]] * 200)]
-(logits,) = predict(model, [batch])
-assert losses[0] > 0.5 and losses[-1] < 0.1, losses
-assert logits.argmax(1).tolist() == batch.labels.tolist()
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_core_alone_trains_and_evaluates(monkeypatch):
+    """Imported anew, where nothing else of the package can be imported."""
+    monkeypatch.setattr(lora_from_scratch, "core", None, raising=False)  # put back afterwards
+    for name in MODULES:
+        if ".core" in name:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        elif name not in ("lora_from_scratch", "lora_from_scratch.errors"):
+            monkeypatch.setitem(sys.modules, name, None)
+    from lora_from_scratch.core.loop import Batch, TrainState, predict, train
+    from lora_from_scratch.core.surgery import inject_lora
+
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(tiny_config(vocab_size=20, n_positions=8))
+    inject_lora(model, ["c_attn"], rank=2, alpha=4, modules_to_save=["score"])
+    ids = torch.randint(1, 20, (16, 6))
+    batch = Batch(ids, torch.full((16,), 6), ids[:, 5] % 2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    schedule = get_scheduler("constant", optimizer)
+    state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
+    losses = [step.loss.item() for step in train(state, [[batch]] * 200)]
+    (logits,) = predict(model, [batch])
+    assert losses[0] > 0.5 and losses[-1] < 0.1, losses
+    assert logits.argmax(1).tolist() == batch.labels.tolist()
 
 
 def test_libraries_of_which_a_late_interface_is_used_have_a_lower_bound():

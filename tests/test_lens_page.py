@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import picture_boxes, views
 from safetensors.torch import load_file, save_file
 from small_runs import write_base, write_sentences
 from test_cli import BUNDLED, fails
-from test_page import FLAGS, OUTSIDE, Page
+from test_page import Page
 
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.core.surgery import lora_layers
@@ -27,7 +28,7 @@ PICTURES = ["spectrum", "amplification", "cosines", "truncation", "overlap"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(tmp_path_factory, undrawn) -> Path:
     """Runs of a few steps on a tiny base; `other` is LoRA of another rank and seed."""
     folder = tmp_path_factory.mktemp("runs")
     base, rows = write_base(folder / "base"), write_sentences(folder / "reviews.csv")
@@ -65,7 +66,7 @@ def pages(runs, records) -> dict[str, Page]:
 
 
 @pytest.fixture
-def undrawn(monkeypatch) -> None:
+def no_pictures(monkeypatch) -> None:
     """What is not about pictures does not wait for them."""
     monkeypatch.setattr(drawing, "available", lambda: False)
 
@@ -228,7 +229,7 @@ def test_truncating_to_the_rank_there_is_copies_and_warns(runs, tmp_path, capsys
     assert one[1] == other[1] and all(torch.equal(tensor, other[0][name]) for name, tensor in one[0].items())
 
 
-def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_path, undrawn):
+def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_path, no_pictures):
     for command, flags in (("truncate", ["--rank", "1"]), ("merge", [])):
         assert (
             cli.main([command, "--adapter", str(runs / "lora"), *flags, "--out", str(tmp_path / command)])
@@ -249,7 +250,7 @@ def test_a_truncated_adapter_and_a_merged_one_can_be_inspected_too(runs, tmp_pat
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_path, capsys, undrawn):
+def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_path, capsys, no_pictures):
     shutil.copytree(runs / "lora", tmp_path / "bare")
     (tmp_path / "bare" / "results.json").unlink()
     assert (
@@ -338,7 +339,7 @@ def test_another_base_beside_is_refused(runs, tmp_path, capsys):
     assert "is on another base than" in fails(capsys, "inspect", "--adapter", str(runs / "lora"), *beside)
 
 
-def test_a_run_on_the_bundle_is_inspected_from_end_to_end(tmp_path, capsys):
+def test_a_run_on_the_bundle_is_inspected_from_end_to_end(tmp_path, capsys, no_pictures):
     flags = ["--method", "lora", "--limit-train", "64", "--max-steps", "4", "--lr", "5e-3"]
     assert cli.main([*BUNDLED, *flags, "--output-dir", str(tmp_path / "run")]) == 0
     (tmp_path / "few.csv").write_text("text,label\na warm film,positive\ndull,negative\n")
@@ -355,27 +356,6 @@ def test_a_run_on_the_bundle_is_inspected_from_end_to_end(tmp_path, capsys):
 
 
 def test_the_page_in_a_browser(runs, records):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
-        pytest.skip("there is no Chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    with sync_api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser, args=FLAGS.split())
-        shown, said = chromium.new_page(), []
-        shown.on("console", lambda message: said.append(message.text))
-        shown.on("pageerror", lambda error: said.append(str(error)))
-        shown.on("request", lambda request: said.append(request.url) if request.url[:4] == "http" else None)
-        for width, scheme in ((1280, "light"), (390, "dark"), (390, "light"), (1280, "dark")):
-            shown.set_viewport_size({"width": width, "height": 844})
-            shown.emulate_media(color_scheme=scheme)
-            shown.goto((runs / "lens-lora" / "lens.html").as_uri())
-            assert shown.evaluate("document.documentElement.scrollWidth") <= width
-            boxes = [svg.bounding_box() for svg in shown.locator("div[role=img] svg").all()]
-            assert len(boxes) == len(PICTURES) and all(box["width"] > 300 for box in boxes)
-            assert shown.evaluate(OUTSIDE) == []
-            if (width, scheme) in ((1280, "light"), (390, "dark")):
-                found = axe.run(shown, options={"resultTypes": ["violations"]}).response["violations"]
-                assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
-        chromium.close()
-    assert said == []
+    for shown in views(runs / "lens-lora" / "lens.html"):
+        boxes = picture_boxes(shown)
+        assert len(boxes) == len(PICTURES) and all(box["width"] > 300 for box in boxes)

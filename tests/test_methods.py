@@ -146,6 +146,7 @@ def from_the_page() -> type[Method]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.usefixtures("few_sentences", "undrawn")
 def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
     """It trains, is saved, comes back, predicts, is evaluated, merges, and has a card."""
     monkeypatch.setitem(METHODS, "layernorms", check(from_the_page()()))

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import re
-import shutil
 import sys
 from functools import cache
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ from statistics import median
 
 import numpy
 import pytest
+from browser import picture_boxes, views
 from comparisons import RANKS, RATES, SIX, a_comparison, some_rates
 from sklearn.metrics import confusion_matrix
 
@@ -613,51 +613,14 @@ def test_colours_are_told_apart_by_all_eyes(ground):
     assert palette.GROUND[ground] == values["ground"] and len(set(values.values())) == len(values)
 
 
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync"
-OUTSIDE = """() => [...document.querySelectorAll('div[role=img] svg')].flatMap(svg => {
-  const whole = svg.getBoundingClientRect();
-  return [...svg.querySelectorAll('text')].filter(text => {
-    const box = text.getBoundingClientRect();
-    return box.left < whole.left - 2 || box.right > whole.right + 2;
-  }).map(text => text.textContent);
-})"""
-
-
-def test_the_page_in_a_browser(tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
-        pytest.skip("there is no Chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    comparison = KINDS["nasty"]
+def test_the_page_in_a_browser(tmp_path, monkeypatch):
+    comparison, pictures = KINDS["nasty"], pictures_of("nasty")
+    monkeypatch.setattr(page, "comparison_pictures", lambda comparison: pictures)
     page.write_comparison(comparison, tmp_path)
-    pictures = [path for path in tmp_path.iterdir() if path.suffix == ".png"]
-    with sync_api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser, args=FLAGS.split())
-        shown, said = chromium.new_page(), []
-        shown.on("console", lambda message: said.append(message.text))
-        shown.on("pageerror", lambda error: said.append(str(error)))
-        shown.on("request", lambda request: said.append(request.url) if request.url[:4] == "http" else None)
-        for width, scheme in ((1280, "light"), (390, "dark"), (390, "light"), (1280, "dark")):
-            shown.set_viewport_size({"width": width, "height": 844})
-            shown.emulate_media(color_scheme=scheme)
-            shown.goto((tmp_path / "report.html").as_uri())
-            shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-            assert shown.evaluate("document.documentElement.scrollWidth") <= width
-            boxes = [svg.bounding_box() for svg in shown.locator("div[role=img] svg").all()]
-            assert len(boxes) == len(pictures) and all(
-                box["width"] > 300 < box["height"] + 200 for box in boxes
-            )
-            assert shown.evaluate(OUTSIDE) == []
-            ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
-            if (width, scheme) in ((1280, "light"), (390, "dark")):
-                found = axe.run(shown, options={"resultTypes": ["violations"]}).response["violations"]
-                assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
-        (dataset,) = comparison["datasets"]
+    (dataset,) = comparison["datasets"]
+    for shown in views(tmp_path / "report.html"):
+        boxes = picture_boxes(shown)
+        assert len(boxes) == len(pictures) and all(box["width"] > 300 < box["height"] + 200 for box in boxes)
         labels = shown.locator("#data1-variants tbody tr th bdi").all_inner_texts()
         assert labels == [variant["label"] for variant in dataset["variants"]]
         assert shown.locator("#data1-every-run tbody tr").count() == comparison["planned"]
-        chromium.close()
-    assert said == []

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from small_runs import write_base
 
 from lora_from_scratch.compare import cells as of_cells
 from lora_from_scratch.compare import going as of_going
@@ -57,7 +58,8 @@ def light(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def quick(dataset) -> RunConfig:
-    return RunConfig(model="bundled", dataset=dataset, device="cpu", precision="fp32", max_steps=2, rank=2)
+    base = str(write_base(Path(dataset).with_name("base")))
+    return RunConfig(model=base, dataset=dataset, device="cpu", precision="fp32", max_steps=2, rank=2)
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +363,7 @@ def test_a_failing_run_is_noted_and_the_others_go_on(tmp_path, quick, shared, fa
 
 
 def test_a_loss_that_is_no_number_is_a_failure(tmp_path, quick, shared):
-    asked = asked_for(["lora"], {"lr": [1e30], "model": ["bundled"], "dataset": [quick.dataset]}, {})
+    asked = asked_for(["lora"], {"lr": [1e30], "model": [quick.model], "dataset": [quick.dataset]}, {})
     (cell,) = cells(named(map(shared.decided, asked)), [0])
     going = Going(Cells(tmp_path), shared)
     going.through([cell], "test")
@@ -462,6 +464,7 @@ def test_the_time_left_is_what_runs_of_the_same_kind_took():
 
 def test_killed_and_started_again_it_goes_on(tmp_path, quick, shared, failing):
     """SIGKILL in the middle of a plan: the cells that were finished stay, and no other is there."""
+    quick = replace(quick, model="bundled")  # whose runs take longer than a look at the folder
     command = [sys.executable, "run.py", "compare", "--methods", "none", "lora", "--seeds", "0", "1"]
     command += ["--model", "bundled", "--dataset", quick.dataset, "--max-steps", "2", "--precision", "fp32"]
     process = subprocess.Popen(

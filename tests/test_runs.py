@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +18,9 @@ from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.data.rows import Selection
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.runs.execute import execute, train_prepared, warn_of_rate
-from lora_from_scratch.runs.prepare import decided_length, default_epochs, prepare
+from lora_from_scratch.runs.prepare import Prepared, decided_length, default_epochs, prepare
 from lora_from_scratch.runs.random_draws import generator_for
+from lora_from_scratch.runs.sources import Sources, find_sources
 from lora_from_scratch.runs.trained_on import seen_in, warn_if_in_both
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.precision import resolve_precision
@@ -26,6 +28,15 @@ from lora_from_scratch.train.precision import resolve_precision
 QUICK = RunConfig(
     model="bundled", dataset="bundled", device="cpu", precision="fp32", limit_train=64, max_steps=3, rank=2
 )
+
+
+@cache
+def sources() -> Sources:
+    return find_sources(QUICK, keep=True)
+
+
+def ready(**changes: object) -> Prepared:
+    return prepare(replace(QUICK, **changes), sources())
 
 
 def trained(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -49,7 +60,7 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others():
 def test_what_one_draw_needs_leaves_the_others_alone():
     """Another rank, other targets, or no adapter at all: the same head, the same subset, the same order."""
     runs = [
-        prepare(replace(QUICK, **changes))
+        ready(**changes)
         for changes in ({}, {"rank": 7}, {"target_modules": ("mlp.c_fc", "c_proj")}, {"method": "full"})
     ]
     for other in runs[1:]:
@@ -67,7 +78,7 @@ def test_generators_of_one_seed_are_independent_and_stable():
 
 
 def test_head_and_adapter_draw_from_generators_of_their_own():
-    model = prepare(QUICK).model
+    model = ready().model
     std = model.config.initializer_range
     head = torch.empty_like(model.score.weight).normal_(std=std, generator=generator_for(0, "head"))
     assert torch.equal(model.score.weight, head)
@@ -93,7 +104,7 @@ def test_the_result_says_what_was_run():
 
 
 def test_no_fine_tuning_trains_nothing():
-    prepared = prepare(replace(QUICK, method="none"))
+    prepared = ready(method="none")
     result = execute(prepared)
     saved = load_file(BUNDLED_MODEL / "model.safetensors")
     for name, tensor in prepared.model.state_dict().items():
@@ -106,27 +117,27 @@ def test_no_fine_tuning_trains_nothing():
 
 
 def test_a_subset_is_drawn_and_not_the_first_rows():
-    whole = prepare(replace(QUICK, limit_train=None))
+    whole = ready(limit_train=None)
     assert len(whole.train_examples) == len(whole.dataset.train)
-    few = prepare(QUICK)
+    few = ready()
     assert len(few.train_examples) == 64
     assert few.train_examples.labels.tolist() != whole.train_examples.labels[:64].tolist()
-    other = prepare(replace(QUICK, seed=1))
+    other = ready(seed=1)
     assert few.train_examples.token_ids.tolist() != other.train_examples.token_ids.tolist()
-    too_many = prepare(replace(QUICK, limit_train=10**9))
+    too_many = ready(limit_train=10**9)
     assert torch.equal(too_many.train_examples.token_ids, whole.train_examples.token_ids)
 
 
 def test_more_tokens_than_positions_are_refused():
     with pytest.raises(UserError, match=r"--max-length 500: this model has \d+ positions"):
-        prepare(replace(QUICK, max_length=500))
+        ready(max_length=500)
 
 
 def test_the_default_length_is_the_models_where_it_is_shorter(tiny_gpt2):
     assert decided_length(None, tiny_gpt2.config) == decided_length(32, tiny_gpt2.config) == 32
     tiny_gpt2.config.n_positions = 1024
     assert decided_length(None, tiny_gpt2.config) == 128 and decided_length(1024, tiny_gpt2.config) == 1024
-    assert prepare(QUICK).config.max_length == 128 and QUICK.max_length is None
+    assert ready().config.max_length == 128 and QUICK.max_length is None
 
 
 def test_what_is_read_of_a_dataset_is_asked_in_one_place():

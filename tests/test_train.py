@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2ForSequenceClassification, get_scheduler
 
 from lora_from_scratch import RunConfig, UserError, adapt
-from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.core import loop
-from lora_from_scratch.data.batches import TokenizedExamples, bucketed_batches, pad_batch, tokenize
+from lora_from_scratch.data.batches import TokenizedExamples, bucketed_batches, pad_batch
 from lora_from_scratch.methods.interface import decay_matrices
 from lora_from_scratch.train.evaluate import predict_logits
 from lora_from_scratch.train.log import Training
@@ -94,23 +93,6 @@ def learn_by_heart(model: torch.nn.Module, examples: TokenizedExamples, precisio
     assert training.metrics[0]["loss"] > 0.5
     assert training.metrics[-1]["loss"] < 0.01
     assert predict_logits(model, examples).argmax(1).tolist() == examples.labels.tolist()
-
-
-def test_training_overfits_eight_sentences():
-    sentences = [
-        "a warm , funny film .",
-        "a dull , empty film .",
-        "i loved every minute .",
-        "i hated every minute .",
-        "the plot is clever",
-        "the plot is stupid",
-        "not a bad film",
-        "not a good film",
-    ]
-    labels = [1, 0, 1, 0, 1, 0, 1, 0]
-    tokenizer = load_tokenizer("bundled")
-    model = load_model("bundled", ["bad", "good"], tokenizer.pad_token_id, torch.Generator().manual_seed(0))
-    learn_by_heart(model, tokenize(tokenizer, sentences, labels, max_length=32), torch.float32)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from safetensors.torch import load_file
+from small_runs import write_base
 from torch import Tensor
 from transformers import GPT2ForSequenceClassification
 
@@ -24,7 +25,6 @@ from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.fast.embedding_rows import Occurring
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.switch import fast_training
-from lora_from_scratch.report import picture
 from lora_from_scratch.runs import execute
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.random_draws import generator_for
@@ -32,29 +32,26 @@ from lora_from_scratch.train.checkpoints import found_in, newest
 from lora_from_scratch.train.log import StepLog, Training
 from lora_from_scratch.train.training import Course, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 STEPS, LR = 6, 1e-3
 METHODS = {"lora": {"rank": 2, "dropout": 0.0}, "full": {}, "prelayer": {}, "prefix": {"prefix_length": 3}}
 Spoil = Callable[[Tensor, Tensor], Tensor]  # from a batch's token ids and its logits to its logits
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch) -> None:
-    monkeypatch.setattr(picture, "draw_training", lambda results, metrics: None)
-
-
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> str:
-    """40 rows, of which 4 are held out, of 3 to 10 words."""
+def sources(tmp_path_factory) -> list[str]:
+    """A small base, and 40 rows, of which 4 are held out, of 3 to 10 words."""
     rows = [f"{word} film{' indeed' * (i % 8)} {i},{i % 2}" for i in range(20) for word in ("good", "dull")]
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    folder = tmp_path_factory.mktemp("sources")
+    base, path = write_base(folder / "base"), folder / "reviews.csv"
     path.write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
-    return str(path)
+    return ["--model", str(base), "--dataset", str(path)]
 
 
 @pytest.fixture
-def line(dataset, tmp_path) -> list[str]:
+def line(sources, tmp_path) -> list[str]:
     """A run of six steps of four sentences, with a checkpoint after each."""
-    flags = ["--model", "bundled", "--dataset", dataset, "--output-dir", str(tmp_path / "run"), "--rank", "2"]
+    flags = [*sources, "--output-dir", str(tmp_path / "run"), "--rank", "2"]
     flags += ["--precision", "fp32", "--device", "cpu", "--batch-size", "4", "--max-steps", str(STEPS)]
     return [*flags, "--lr", str(LR), "--checkpoint-every", "1"]
 
@@ -96,7 +93,9 @@ def too_much(input_ids: Tensor, logits: Tensor) -> Tensor:
 def batch_of(line: list[str], step: int) -> tuple[list[str], str]:
     """The sentences of a step, and how large its batch is."""
     flags = dict(zip(line[::2], line[1::2], strict=True))
-    prepared = prepare(RunConfig(model="bundled", dataset=flags["--dataset"], device="cpu", precision="fp32"))
+    prepared = prepare(
+        RunConfig(model=flags["--model"], dataset=flags["--dataset"], device="cpu", precision="fp32")
+    )
     examples = prepared.train_examples
     size, order = int(flags["--batch-size"]), generator_for(0, "order")
     indices = list(training_batches(examples, size, step, order))[-1]
@@ -135,7 +134,6 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(line, monkeypatch, c
     assert kept(line) == ["step-000000003.safetensors", "step-000000002.safetensors"]
     assert {path.name for path in folder_of(line).iterdir()} == {"checkpoints"}
     monkeypatch.undo()
-    monkeypatch.setattr(picture, "draw_training", lambda results, metrics: None)
     assert newest(folder_of(line) / "checkpoints")[1].steps == 3
     assert cli.main(["--resume", str(folder_of(line))]) == 0
     whole = str(folder_of(line).with_name("whole"))

@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_commands import compare_few
 
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.dataset import load_dataset
@@ -25,13 +24,12 @@ def write(path: Path, rows: list[tuple[str, int]]) -> None:
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
+@pytest.mark.usefixtures("few_sentences", "undrawn")
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    compare_few(monkeypatch, 20)
-    split = load_dataset("bundled").train
-    rows = list(zip(split.sentences, split.labels, strict=True))
-    write(tmp_path / "reviews.csv", rows[:40])
-    write(tmp_path / "new_reviews.csv", rows[100:112])
+    bundled = load_dataset("bundled")
+    for name, split in (("reviews.csv", bundled.train), ("new_reviews.csv", bundled.validation)):
+        write(tmp_path / name, list(zip(split.sentences, split.labels, strict=True)))
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
     said = {}
     for language, block in blocks:
@@ -42,7 +40,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         for command in block.strip().splitlines():
             assert command.startswith(".venv/bin/python run.py "), command
             arguments = shlex.split(command)[2:]
-            training = ["--precision", "fp32"] if arguments[0].startswith("--") else []  # quick on any CPU
+            training = ["--precision", "fp32", "--max-steps", "8"] if arguments[0].startswith("--") else []
             assert cli.main([*arguments, *training]) == 0, command
             captured = capsys.readouterr()
             said[command] = captured.out + captured.err
@@ -57,9 +55,9 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     with (tmp_path / "labelled.csv").open(newline="", encoding="utf-8") as file:
         labelled = list(csv.DictReader(file))
     assert list(labelled[0]) == ["id", "review_text", "verdict", "predicted_label", "probability"]
-    assert len(labelled) == 12 and "labelled.csv" in table
+    assert len(labelled) == 20 and "labelled.csv" in table
     right = sum(row["verdict"] == row["predicted_label"] for row in labelled)
-    assert f"{100 * right / 12:.2f} (" in measured  # the accuracy that evaluate gives
+    assert f"{100 * right / 20:.2f} (" in measured  # the accuracy that evaluate gives
     assert "flipped predictions 0" in merged and re.search(r"'label': '(bad|good)'", said["pipeline"])
     assert "were trained on" not in measured
     assert cli.main(["evaluate", "--adapter", "runs/reviews", "--dataset", "reviews.csv",
