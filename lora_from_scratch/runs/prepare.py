@@ -87,9 +87,13 @@ def decided(config: RunConfig, sources: Sources, base: GPT2Config) -> RunConfig:
 
 
 def _sums(model: GPT2ForSequenceClassification) -> dict[str, int]:
-    """Of each weight of the base, by its name there, the sum of its bits as whole numbers."""
+    """Of each weight of the base, by its name there, the sum of its bits, read as numbers of 64.
+
+    So it is quick, and halving all of a weight, which takes 2^23 off each number's bits, does not cancel out.
+    """
     weights = {name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters()}
-    return {name: int(p.view(torch.int32).sum()) for name, p in weights.items() if not is_added(name)}
+    pairs = {name: torch.int64 if p.shape[-1] % 2 == 0 else torch.int32 for name, p in weights.items()}
+    return {name: int(p.view(pairs[name]).sum()) for name, p in weights.items() if not is_added(name)}
 
 
 def _check_frozen(method: str, model: GPT2ForSequenceClassification, loaded: dict[str, int]) -> None:
