@@ -137,6 +137,7 @@ def test_a_file_for_results_that_cannot_be_is_refused_at_once(tmp_path, capsys):
         assert "is not a file in a folder that is there" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:the loss ")  # rises here: the base is random, and the training short
 def test_the_plain_loop_and_ours_agree_without_dropout(base):
     """One start, one order of batches, fp32: the accuracies that `same_accuracy` compares are then equal."""
     settings = {"dataset": "bundled", "device": "cpu", "precision": "fp32", "dropout": 0.0, "epochs": 1}
