@@ -145,7 +145,7 @@ def test_the_plain_loop_and_ours_agree_without_dropout(base):
     assert plain_accuracy(prepare(config)) == pytest.approx(run(config).score.accuracy, abs=0.21)
 
 
-def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys):
+def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys, base):
     """Its page shows numbers in the place of words, and its record has nothing sentence by sentence."""
     rows = "".join(
         f"{w} film number {i},{label}\n" for i in range(15) for w, label in (("good", 1), ("dull", 0))
@@ -154,7 +154,7 @@ def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys):
     flags = ["--methods", "none", "head", "--seeds", "0", "1", "--max-steps", "1", "--precision", "fp32"]
     flags += [
         "--model",
-        "bundled",
+        base,
         "--dataset",
         str(tmp_path / "mine.csv"),
         "--output-dir",
