@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch._dynamo  # what AdamW imports at its first step: here once, not in each leg
 from outcome import add_out, finish
 from safetensors.torch import save
 from tqdm import tqdm

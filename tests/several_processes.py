@@ -25,8 +25,6 @@ os.environ |= {
 }  # no threads before a fork
 
 import torch
-import torch._dynamo  # here once, not in each process: what AdamW imports at its first step
-import torch.distributed.fsdp  # and what training in several processes does, a second of it
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -36,7 +34,6 @@ from lora_from_scratch.cli.main import main
 from lora_from_scratch.methods import method_named
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
 from lora_from_scratch.runs.prepare import prepare
-from lora_from_scratch.runs.sources import Sources, find_sources
 from lora_from_scratch.train.checkpoints import Checkpoints, newest
 from lora_from_scratch.train.interrupts import Interrupted
 from lora_from_scratch.train.log import StepLog
@@ -46,7 +43,6 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 METHODS = ("full", "lora", "prelayer", "prefix", "head", "lora-plus", "dora", "bitfit", "ia3")
 Results = dict[str, object]
-FOUND: dict[str, Sources] = {}  # by the base: read before the forks, but for its weights
 
 
 def sources(folder: Path) -> None:
@@ -67,9 +63,6 @@ def sources(folder: Path) -> None:
     (folder / "data").mkdir()
     for split, some in (("train", rows[:51]), ("validation", rows[51:])):
         (folder / "data" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *some]) + "\n")
-    for base in ("still", "drops"):
-        config = config_of(folder, base)
-        FOUND[config.model] = find_sources(config)
 
 
 def config_of(folder: Path, base: str = "still", **changes: object) -> RunConfig:
@@ -82,7 +75,7 @@ def config_of(folder: Path, base: str = "still", **changes: object) -> RunConfig
 
 def results_of(config: RunConfig, checkpoints: Checkpoints | None = None) -> Results:
     """What one of the processes has at the end: weights that learnt, log, scores, what is drawn next."""
-    prepared = prepare(config, FOUND[config.model])
+    prepared = prepare(config)
     with joined(CPU):
         training = train_prepared(prepared, checkpoints)
         evaluation = evaluate_prepared(prepared)

@@ -185,7 +185,7 @@ def test_labels_of_two_sources_are_matched_by_name_or_number(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_predict_gives_label_probability_and_text_in_order(runs, method, capsys, monkeypatch):
+def test_predict_gives_label_probability_and_text_in_order(runs, method, capsys):
     adapted = load_adapted(runs / method)
     expected = []
     for text in TEXTS:  # one by one, without this project's batches
@@ -199,9 +199,11 @@ def test_predict_gives_label_probability_and_text_in_order(runs, method, capsys,
         assert float(probability) == pytest.approx(probabilities.max().item(), abs=6e-5)
         assert given == text
 
-    stdin = io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode()))
-    monkeypatch.setattr(sys, "stdin", stdin)
-    assert printed(capsys, "predict", "--adapter", runs / method, "--device", "cpu") == out
+
+def test_predict_reads_standard_input_too(runs, capsys, monkeypatch):
+    out = printed(capsys, "predict", "--adapter", runs / "lora", *TEXTS)
+    typed(monkeypatch, "\n".join(TEXTS).encode())
+    assert printed(capsys, "predict", "--adapter", runs / "lora") == out
 
 
 def test_predict_reads_a_file_and_speaks_json(runs, capsys, tmp_path):
