@@ -382,6 +382,20 @@ def lens_beside(file: dict) -> str:
     return "\n\n".join(tables)
 
 
+def lens_ranks(file: dict) -> str:
+    """What a large rank, a small one and another seed of the large one have in common, layer by layer."""
+    large, small, _ = file["adapters"]
+    of_small, of_seed = (lens_view.overlap_rows(one) for one in file["overlaps"])
+    rows = [["layer", f"effective rank of {large['label']}"]]
+    rows[0] += [f"amplified by {one['label']}" for one in (small, large)]
+    rows[0] += [f"first with first: {one['label']}" for one in file["overlaps"]]
+    rows[0] += [f"all of A with all of A: {file['overlaps'][1]['label']}"]
+    layers = map(lens_view.layer_rows, (large, small))
+    for big, little, beside, seed in zip(*layers, of_small, of_seed, strict=True):
+        rows.append([big[0], big[4], little[8], big[8], beside[1], seed[1], seed[4]])
+    return table(*rows)
+
+
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (
         compared,
@@ -396,7 +410,7 @@ def written(text: str) -> str:  # with every figure as the results have it
         epochs,
     )
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
-    kinds += (coverage, lens_layers, lens_parts, lens_beside, peaks, default_rates)
+    kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
