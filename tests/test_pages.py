@@ -79,6 +79,18 @@ def verdicts(file: dict) -> str:
     return "\n".join(f"- {one['sentence']}" for one in dataset["comparisons"])
 
 
+def shares(file: dict) -> str:
+    """What each method has above doing nothing, and which part that is of what full fine-tuning has."""
+    (dataset,) = file["datasets"]
+    means = {one["label"]: one["accuracy"]["mean"] for one in dataset["variants"]}
+    gains = {label: value - means["none"] for label, value in means.items() if label != "none"}
+    rows = [["method", "above none (points)", "of full's", "above head (points)"]]
+    for label, gain in gains.items():
+        beyond = gain - gains["head"]
+        rows.append([f"`{label}`", f"{gain:.1f}", f"{100 * gain / gains['full']:.0f} %", f"{beyond:.1f}"])
+    return table(*rows)
+
+
 def two_rates(file: dict) -> str:
     """Each method at the rate that is one for all and at its own, and what may be said of the difference."""
     (dataset,) = file["datasets"]
@@ -382,6 +394,17 @@ def lens_beside(file: dict) -> str:
     return "\n\n".join(tables)
 
 
+def lens_thresholds(file: dict) -> str:
+    """How many intruders there would be at other thresholds, by the cosines in the record."""
+    thresholds, top = (0.3, 0.4, 0.5, 0.6, 0.7), file["top"]
+    rows = [["adapter", "counted of", *(f"below {threshold}" for threshold in thresholds)]]
+    for one in file["adapters"]:
+        cosines = [cosine for layer in one["layers"] for cosine in layer["cosines"][:top]]
+        counts = (str(sum(cosine < threshold for cosine in cosines)) for threshold in thresholds)
+        rows.append([one["label"], str(len(cosines)), *counts])
+    return table(*rows)
+
+
 def lens_ranks(file: dict) -> str:
     """What a large rank, a small one and another seed of the large one have in common, layer by layer."""
     large, small, _ = file["adapters"]
@@ -411,6 +434,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     )
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
+    kinds += (shares, lens_thresholds)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
