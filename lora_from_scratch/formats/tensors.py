@@ -153,7 +153,8 @@ def _made_ready(base: Adapted, tensors: Tensors, metadata: dict[str, str], path:
         settings = json.loads(metadata.get("settings", "{}"))
         METHODS[name].adapt(base.model, METHODS[name].Settings(**settings))
     except (ValueError, TypeError, RuntimeError, RecursionError) as error:
-        check_base(fingerprints(base.model, base.tokenizer, tensors), metadata, path.parent)  # told before
+        if "base_weights" in metadata:  # that it is another base is told before
+            check_base(fingerprints(base.model, base.tokenizer, tensors), metadata, path.parent)
         what = f"the settings of --method {name} are damaged ({first_line(error)[:60]})"
         raise UserError(f"{path}: {what}: take another copy") from error
     return replace(base, method=name, settings=settings)
