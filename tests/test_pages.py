@@ -146,13 +146,6 @@ def default_rates(_: None) -> str:
     return table(*rows)
 
 
-def apart(file: dict) -> str:
-    seeds, plain, default = (file["results"][key] for key in ("seeds", "plain", "default"))
-    points = [a - b for a, b in zip(default, plain, strict=True)]
-    rows = zip([*map(str, seeds), "mean"], [*points, mean(points)], strict=True)
-    return table(["seed", "run.py minus plain loop (points)"], *([seed, f"{x:+.2f}"] for seed, x in rows))
-
-
 def rates(file: dict) -> str:
     rows = [["method", "learning rate: points below the best one"]]
     for name, by_rate in file["accuracy"].items():
@@ -427,7 +420,6 @@ def written(text: str) -> str:  # with every figure as the results have it
         whole_job,
         by_loss_and_accuracy,
         comparison,
-        apart,
         rates,
         tuned,
         epochs,
