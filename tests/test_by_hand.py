@@ -119,7 +119,7 @@ def sums() -> list[tuple[str, float, str]]:
             left, value = line.rsplit(" = ", 1)
             *label, product = re.split(r"\s{2,}", left.strip())
             terms = product.replace(",", "").replace("·", "*").replace("^", "**")
-            found.append((" ".join(label), eval(terms), value.strip()))
+            found.append((" ".join(label), eval(terms), value.strip().removesuffix(" GiB")))
     return found
 
 

@@ -40,14 +40,19 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         for command in block.strip().splitlines():
             assert command.startswith(".venv/bin/python run.py "), command
             arguments = shlex.split(command)[2:]
-            training = ["--precision", "fp32", "--max-steps", "8"] if arguments[0].startswith("--") else []
-            assert cli.main([*arguments, *training]) == 0, command
+            if arguments[0].startswith("--"):
+                arguments += ["--precision", "fp32", "--max-steps", "8"]
+            elif arguments[0] == "compare":  # 27 runs
+                arguments += ["--dry-run"]
+            assert cli.main(arguments) == 0, command
             captured = capsys.readouterr()
             said[command] = captured.out + captured.err
 
-    look, rates, train, head, text, table, measured, merged = (said[key] for key in said if key != "pipeline")
+    pipeline = said.pop("pipeline")
+    look, rates, train, few, head, text, table, measured, merged = said.values()
     assert "baseline    always saying " in look and "bad (" in look and "good (" in look
     assert "plan        for each 5 rates (up to 7) with one seed, the best 3 with 2 more" in rates
+    assert "plan        9 variants x 3 seeds" in few
     results = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
     assert results["config"]["epochs"] == 32 and results["data"]["label_names"] == ["bad", "good"]
     assert results["data"]["train_sentences"] == 36 and "baseline" in train and "baseline" in head
@@ -58,7 +63,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert len(labelled) == 20 and "labelled.csv" in table
     right = sum(row["verdict"] == row["predicted_label"] for row in labelled)
     assert f"{100 * right / 20:.2f} (" in measured  # the accuracy that evaluate gives
-    assert "flipped predictions 0" in merged and re.search(r"'label': '(bad|good)'", said["pipeline"])
+    assert "flipped predictions 0" in merged and re.search(r"'label': '(bad|good)'", pipeline)
     assert "were trained on" not in measured
     assert cli.main(["evaluate", "--adapter", "runs/reviews", "--dataset", "reviews.csv",
                      "--text-column", "review_text", "--label-column", "verdict"]) == 0  # fmt: skip
