@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerBase
 
 from lora_from_scratch.base import load as base
-from lora_from_scratch.base.fingerprint import is_added, weights_fingerprint
+from lora_from_scratch.base.fingerprint import weights_fingerprint
 from lora_from_scratch.data import dataset as data
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.errors import UserError, quoted
@@ -55,9 +54,7 @@ def prepare(config: RunConfig, sources: Sources | None = None) -> Prepared:
     sources = sources or find_sources(config)
     model = sources.base(config.seed)
     config = decided(config, sources, model.config)
-    loaded = _sums(model)
     model = adapt(model, config, generator_for(config.seed, "adapter"))
-    _check_frozen(config.method, model, loaded)
     digest = weights_fingerprint(model, ["score.weight"])
     model = model.to("cpu" if config.shard else config.device)  # no device may hold it whole
     dataset = sources.dataset
@@ -84,28 +81,6 @@ def decided(config: RunConfig, sources: Sources, base: GPT2Config) -> RunConfig:
         max_length=decided_length(config.max_length, base),
         epochs=config.epochs or default_epochs(min(sentences, config.limit_train or sentences)),
     )
-
-
-def _sums(model: GPT2ForSequenceClassification) -> dict[str, int]:
-    """Of each weight of the base, by its name there, the sum of its bits, read as numbers of 64.
-
-    So it is quick, and halving all of a weight, which takes 2^23 off each number's bits, does not cancel out.
-    """
-    weights = {name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters()}
-    pairs = {name: torch.int64 if p.shape[-1] % 2 == 0 else torch.int32 for name, p in weights.items()}
-    return {name: int(p.view(pairs[name]).sum()) for name, p in weights.items() if not is_added(name)}
-
-
-def _check_frozen(method: str, model: GPT2ForSequenceClassification, loaded: dict[str, int]) -> None:
-    """ValueError where a method has changed what it does not train: the base's files give that back.
-
-    Fast training does so with embeddings of which it reads some rows alone, and with all that bf16 rounds.
-    """
-    learns = {name.replace(".base_layer.", ".") for name, p in model.named_parameters() if p.requires_grad}
-    for name, bits in _sums(model).items():
-        if name not in learns and bits != loaded.get(name, bits):
-            why = "what is frozen has to stay as it was loaded; let it learn, or add weights beside it"
-            raise ValueError(f"--method {method} changes {name} of the base and does not train it: {why}")
 
 
 def _warn_of_absent_classes(names: list[str], train: data.Split, validation: data.Split) -> None:
