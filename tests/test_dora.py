@@ -12,8 +12,8 @@ import torch
 from conftest import randomize_lora
 from plain_loop import ours_trained, theirs_trained
 from test_against_peft import TARGET_SETS, base_model, in_peft_terms, logits
+from test_packed_weights import assert_the_same_over_packed
 from torch import nn
-from torch.nn.functional import cross_entropy
 from transformers import GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
@@ -242,17 +242,7 @@ def test_over_packed_weights_it_is_the_same(dropout):
     ours = dora(TARGET_SETS[1]).float().train(dropout > 0)
     for _, one in lora_layers(ours):
         one.lora_dropout = Halves().train(dropout > 0)
-    reference = copy.deepcopy(ours)
-    labels = torch.tensor([0, 1, 1, 0, 1])
-    expected = plain_classify(reference, IDS, LENGTHS)
-    cross_entropy(expected, labels).backward()
-    with packed_layers(ours, torch.float32):
-        found = fast_classify(ours, IDS, LENGTHS)
-        cross_entropy(found, labels).backward()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    for (name, p), q in zip(ours.named_parameters(), reference.parameters(), strict=True):
-        if p.requires_grad:
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=name)
+    assert_the_same_over_packed(ours, plain_classify, (IDS, LENGTHS), rtol=1e-4)
 
 
 @pytest.mark.parametrize("packed", [False, True])

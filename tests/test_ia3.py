@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import peft
 import pytest
 import torch
 from plain_loop import ours_trained, theirs_trained
 from test_against_peft import base_model, logits
+from test_packed_weights import assert_the_same_over_packed
 from torch import nn
-from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
@@ -19,8 +17,7 @@ from lora_from_scratch.base.fingerprint import weights_fingerprint
 from lora_from_scratch.base.precisions import quantise, rounded
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.data.batches import TokenizedExamples
-from lora_from_scratch.fast.gpt2 import classify as fast_classify
-from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16, packed_layers
+from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.ia3_linear import IA3Linear, ScaledInner, ScaledKeysAndValues
 
@@ -156,17 +153,7 @@ def test_a_linear_layer_merges_as_a_conv1d_does(kind, width):
 
 
 def test_the_fast_pass_is_the_plain_one_forward_and_backward():
-    ours = ia3().float()
-    reference, labels = copy.deepcopy(ours), torch.tensor([0, 1, 1, 0, 1])
-    expected = plain_classify(reference, IDS, LENGTHS)
-    cross_entropy(expected, labels).backward()
-    with packed_layers(ours, torch.float32):
-        found = fast_classify(ours, IDS, LENGTHS)
-        cross_entropy(found, labels).backward()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    for (name, p), q in zip(ours.named_parameters(), reference.parameters(), strict=True):
-        if p.requires_grad:
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=name)
+    assert_the_same_over_packed(ia3().float(), plain_classify, (IDS, LENGTHS), rtol=1e-4)
 
 
 def test_in_bf16_a_factor_near_1_still_counts():

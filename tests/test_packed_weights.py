@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -62,23 +63,30 @@ def test_gradients_that_do_not_lie_in_order():
     torch.testing.assert_close(x.grad, layer("linear").weight.sum(0).expand(3, 5, 24), rtol=1e-5, atol=1e-5)
 
 
+def assert_the_same_over_packed(
+    model: nn.Module, reference: Callable, sentences: tuple[torch.Tensor, torch.Tensor], rtol: float
+) -> None:
+    """Logits and gradients of the fast pass over packed layers are those of the reference without."""
+    plain, labels = copy.deepcopy(model), torch.tensor([0, 1, 1, 0, 1])
+    expected = reference(plain, *sentences)
+    cross_entropy(expected, labels).backward()
+    with packed_layers(model, torch.float32):
+        found = classify(model, *sentences)
+        cross_entropy(found, labels).backward()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, q.grad, rtol=rtol, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("method", ["lora", "prelayer", "prefix", "head", "dora", "lora-fa", "ia3"])
 def test_logits_and_gradients_of_a_model(tiny_gpt2, method):
     still = {"dropout": 0.0} if method in ("lora", "dora", "lora-fa") else {}
     adapt(tiny_gpt2, RunConfig(method=method, **still))
     randomize_lora(tiny_gpt2)
-    reference = copy.deepcopy(tiny_gpt2)
-    labels = torch.tensor([0, 1, 1, 0, 1])
-    expected = classify(reference, IDS, LENGTHS)
-    cross_entropy(expected, labels).backward()
     with packed_layers(tiny_gpt2, torch.float32):
         assert sum(isinstance(module, Packed) for module in tiny_gpt2.modules()) == 8
-        logits = classify(tiny_gpt2, IDS, LENGTHS)
-        cross_entropy(logits, labels).backward()
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    for (name, ours), theirs in zip(tiny_gpt2.named_parameters(), reference.parameters(), strict=True):
-        if ours.requires_grad:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5, msg=name)
+    assert_the_same_over_packed(tiny_gpt2, classify, (IDS, LENGTHS), rtol=1e-5)
 
 
 def test_what_learns_is_packed_only_where_no_gradient_is_taken(tiny_gpt2):
