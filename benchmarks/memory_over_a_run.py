@@ -26,6 +26,18 @@ EVALUATED = "evaluation"
 MOMENTS = (IMPORTED, LOADED, READY, FIRST, TRAINED, GIVEN_BACK, EVALUATED)
 
 
+def marked(mark: Callable, work: Callable, before: str | None, after: str | None) -> Callable:
+    """The same work, with a mark before it, and after it."""
+
+    def working(*args: object, **kwargs: object) -> object:
+        mark(before)
+        result = work(*args, **kwargs)
+        mark(after)
+        return result
+
+    return working
+
+
 def one_run(settings: dict[str, object]) -> dict[str, dict[str, int]]:
     """Bytes resident at each moment, and at most since the one before; this process is the run's."""
     import torch
@@ -38,31 +50,21 @@ def one_run(settings: dict[str, object]) -> dict[str, dict[str, int]]:
     cpu, found = torch.device("cpu"), {}
     reset_peak = measure.reset_peak_memory
 
-    def mark(moment: str) -> None:
+    def mark(moment: str | None) -> None:
+        """The first time alone."""
+        if moment is None or moment in found:
+            return
         reading = measure.read_memory(cpu)
         found[moment] = {"resident_bytes": reading.allocated_bytes, "peak_bytes": reading.peak_bytes}
         if not reset_peak(cpu):
             raise SystemExit("this system keeps one peak for the life of a process: there is nothing to see")
 
-    def marked(work: Callable, before: str | None, after: str | None) -> Callable:
-        """The same work, with a mark before it, and after it, the first time alone."""
-
-        def working(*args: object, **kwargs: object) -> object:
-            if before and before not in found:
-                mark(before)
-            result = work(*args, **kwargs)
-            if after and after not in found:
-                mark(after)
-            return result
-
-        return working
-
     nothing = mock.Mock(return_value=True)  # what a run would do to the peak by itself
     with (
         mock.patch.object(measure, "reset_peak_memory", nothing),
         mock.patch.object(evaluate, "reset_peak_memory", nothing),
-        mock.patch.object(loop, "train_step", marked(loop.train_step, READY, FIRST)),
-        mock.patch.object(execute, "train", marked(execute.train, None, TRAINED)),
+        mock.patch.object(loop, "train_step", marked(mark, loop.train_step, READY, FIRST)),
+        mock.patch.object(execute, "train", marked(mark, execute.train, None, TRAINED)),
     ):
         mark(IMPORTED)
         prepared = prepare.prepare(RunConfig(**settings))
