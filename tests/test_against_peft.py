@@ -13,11 +13,21 @@ import torch
 from conftest import randomize_lora, tiny_config
 from safetensors.torch import load_file
 from torch import nn
-from transformers import GPT2ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from lora_from_scratch import RunConfig, adapt, inject_lora, load_adapter, merge_lora, save_adapter
+from lora_from_scratch.core import loop
 from lora_from_scratch.core.surgery import lora_layers
-from lora_from_scratch.data.batches import TokenizedExamples
+from lora_from_scratch.data.batches import TokenizedExamples, pad_batch
+from lora_from_scratch.methods.interface import decay_matrices
+from lora_from_scratch.train.optimizer import make_optimizer, make_schedule
+from lora_from_scratch.train.precision import make_scaler
 from lora_from_scratch.train.training import Course, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
@@ -232,3 +242,41 @@ def test_a_model_of_linear_layers(tmp_path):
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path))
     torch.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-6)
     torch.testing.assert_close(load_adapter(base, tmp_path)(x), ours(x), rtol=0, atol=0)
+
+
+OF_OTHERS = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+OF_OTHERS |= {"num_attention_heads": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("build", "targets", "head"),
+    [
+        (lambda: BertForSequenceClassification(BertConfig(**OF_OTHERS)), ["query", "value"], "classifier"),
+        (lambda: LlamaForSequenceClassification(LlamaConfig(**OF_OTHERS)), ["q_proj", "v_proj"], "score"),
+    ],
+    ids=["bert", "llama"],
+)
+def test_bert_and_llama_learn_by_the_loop_with_a_forward_of_their_own(build, targets, head, tmp_path):
+    """As docs/commands.md shows it, with files that PEFT reads."""
+
+    def forward(model: nn.Module, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        real = torch.arange(input_ids.shape[1]) < lengths[:, None]
+        return model(input_ids, attention_mask=real.long()).logits
+
+    torch.manual_seed(0)
+    base = build().eval()
+    ours = inject_lora(copy.deepcopy(base), targets, rank=2, alpha=8, modules_to_save=[head])
+    learning = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert len(learning) == 2 * 2 * 2 + len(list(ours.get_submodule(head).parameters()))
+    optimizer = make_optimizer(decay_matrices(ours.parameters(), 0.0), 0.01)
+    parts = make_schedule(optimizer, 3), make_scaler(torch.float32, torch.device("cpu")), torch.float32
+    examples = TokenizedExamples(torch.arange(1, 13), torch.tensor([5, 7]), torch.tensor([0, 1]), 0)
+    before = {name: parameter.clone() for name, parameter in ours.named_parameters()}
+    steps = [[pad_batch(examples, torch.arange(2))]] * 2
+    assert len(list(loop.train(loop.TrainState(ours, optimizer, *parts, forward), steps))) == 2
+    moved = {name for name, p in ours.eval().named_parameters() if not torch.equal(p, before[name])}
+    assert moved == learning
+    save_adapter(ours, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
+    for model in (theirs, load_adapter(base, tmp_path), merge_lora(copy.deepcopy(ours))):
+        torch.testing.assert_close(model(INPUT_IDS).logits, ours(INPUT_IDS).logits, rtol=0, atol=1e-6)
