@@ -73,7 +73,7 @@ class RunConfig:
     )
     batch_size: int = flag(16, "sentences a step", "B")
     gradient_accumulation: int = flag(
-        1, "parts that a batch is computed in: the same result from less memory", "K"
+        1, "parts that a batch is computed in, to hold less in memory; dropout draws other masks", "K"
     )
     lr: float | None = flag(None, "peak learning rate (default: chosen by method; see docs/commands.md)")
     weight_decay: float = flag(0.01, "of matrices alone", "W")
@@ -83,7 +83,7 @@ class RunConfig:
     shard: bool = flag(False, "share weights, gradients and moments out over the processes of torchrun")
     deterministic: bool = flag(False, "on a GPU, too, the same bits each time: slower")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ...")
-    seed: int = flag(0, "of head, adapter, order and dropout")
+    seed: int = flag(0, "of all that is drawn: head, adapter, order, dropout, --limit-train's sentences")
     output_dir: str | None = flag(None, "where results land (default: runs/, by method and flags)", "FOLDER")
     settings: object = field(default=None, repr=False)
 
