@@ -58,16 +58,16 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others():
 
 
 def test_what_one_draw_needs_leaves_the_others_alone():
-    """Another rank, other targets, or no adapter at all: the same head, the same subset, the same order."""
+    """Another rank, other targets, another method: the same head, the same subset, the same order."""
     runs = [
-        ready(**changes)
+        ready(limit_train=640, **changes)  # 40 batches: few orders of fewer would look alike
         for changes in ({}, {"rank": 7}, {"target_modules": ("mlp.c_fc", "c_proj")}, {"method": "full"})
     ]
     for other in runs[1:]:
         assert torch.equal(other.model.score.weight, runs[0].model.score.weight)
         assert torch.equal(other.train_examples.token_ids, runs[0].train_examples.token_ids)
-    orders = [train_prepared(prepared).metrics for prepared in runs[:2]]
-    assert [row["tokens"] for row in orders[0]] == [row["tokens"] for row in orders[1]]
+    orders = [[row["tokens"] for row in train_prepared(prepared).metrics] for prepared in runs]
+    assert orders == orders[:1] * len(runs)
 
 
 def test_generators_of_one_seed_are_independent_and_stable():
