@@ -417,7 +417,35 @@ def test_what_pefts_format_cannot_say_is_refused(base, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit", "prefix"])
+@pytest.mark.parametrize(("method", "added"), [("ia3", "attn.c_attn.ia3_k"), ("prefix", "prefix")])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_another_method_added_is_not_left_out_in_silence(base, tmp_path, method, added, frozen):
+    """Beside LoRA too, whose file would load without it."""
+    ours = adapt(copy.deepcopy(base), RunConfig(method=method))
+    if frozen:
+        inject_lora(ours, ["mlp.c_fc"], rank=2, alpha=4)
+    told = rf"transformer\.h\.0\.{added} is none of LoRA's, .* of lora_from_scratch.formats.tensors writes it"
+    with pytest.raises(UserError, match=told):
+        save_adapter(ours, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prefix_of_a_users_own_model_is_part_of_its_base(tmp_path):
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.prefix = nn.ModuleDict({"a": nn.Linear(4, 4)}), nn.Parameter(torch.ones(2, 4))
+
+    model, other = Own(), Own()
+    other.load_state_dict(model.state_dict())
+    save_adapter(inject_lora(nn.ModuleDict({"own": model}), ["a"], rank=2, alpha=4), tmp_path)
+    load_adapter(nn.ModuleDict({"own": copy.deepcopy(other)}), tmp_path)
+    nn.init.zeros_(other.prefix)
+    with pytest.raises(UserError, match="a base with other weights"):
+        load_adapter(nn.ModuleDict({"own": other}), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
 def test_what_would_leave_no_layer_for_lora_is_not_written(base, tmp_path, method):
     """Neither PEFT nor `load_adapter` would read it."""
     with pytest.raises(UserError, match="no layer is left for the LoRA that PEFT's format needs"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lora_from_scratch.base.fingerprint import is_added
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.errors import UserError
@@ -21,6 +22,10 @@ def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     modules, tensors = set(), dict(model.named_parameters())
     for name, parameter in tensors.items():
+        if is_added(name) and ".lora_" not in name:
+            how = "save(Adapted(model, tokenizer, base_name, method, settings))"
+            told = f"{name} is none of LoRA's, and PEFT's format has no place for it"
+            raise UserError(f"{told}: {how} of lora_from_scratch.formats.tensors writes it")
         if parameter.requires_grad and ".lora_" not in name:
             module = name.rpartition(".")[0]
             if not module:
