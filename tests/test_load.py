@@ -206,7 +206,7 @@ def infinite(folder):
         (lambda folder: (folder / "config.json").write_text("{}"), r"damaged \(no model_type\)"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (corrupt_config, "config.json is damaged"),
-        (other_architecture, "is a bert: this project adapts GPT-2 alone"),
+        (other_architecture, "is of type bert: this project adapts GPT-2 alone"),
         (truncate, "weights of model .* cannot be read"),
         (drop_a_tensor, "transformer.h.1.mlp.c_fc.weight is missing"),
         (reshape_a_tensor, "transformer.wpe.weight is missing from its weights, or not in the shape"),

@@ -147,7 +147,7 @@ def test_nn_linear_models_work_too():
         ),
         (["attn.c_attn", "nope"], "'nope' matches nothing"),
         (["ttn.c_attn"], "'ttn.c_attn' matches nothing"),
-        (["c_attn", "ln_1"], "ln_1 is a LayerNorm: LoRA wraps nn.Linear and Conv1D layers"),
+        (["c_attn", "ln_1"], "ln_1 is of type LayerNorm: LoRA wraps nn.Linear and Conv1D layers"),
         ([], "no target modules were named"),
     ],
 )
@@ -234,7 +234,7 @@ def test_weights_that_two_share_are_refused(make, target, names):
 def test_a_classifier_has_no_lm_head_to_name_and_an_embedding_is_no_target(tiny_gpt2):
     with pytest.raises(UserError, match=r"'lm_head' matches nothing; this model has .*score"):
         inject_lora(tiny_gpt2, ["lm_head"], rank=2, alpha=4)
-    with pytest.raises(UserError, match=r"transformer\.wte is a Embedding: LoRA wraps nn\.Linear and Conv1D"):
+    with pytest.raises(UserError, match=r"wte is of type Embedding: LoRA wraps nn\.Linear and Conv1D"):
         inject_lora(tiny_gpt2, ["wte"], rank=2, alpha=4)
 
 

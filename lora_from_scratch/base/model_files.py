@@ -74,9 +74,8 @@ def read_config(name: str, folder: Path) -> GPT2Config:
         reason = "no model_type" if isinstance(error, KeyError) else first_line(error)[:80]
         raise UserError(f"model {name!r}: config.json is damaged ({reason}); copy it anew") from error
     if kind != "gpt2":
-        raise UserError(
-            f"model {name!r} is a {printable(str(kind))[:40]}: this project adapts GPT-2 alone; name a GPT-2"
-        )
+        kind = printable(str(kind))[:40]
+        raise UserError(f"model {name!r} is of type {kind}: this project adapts GPT-2 alone; name a GPT-2")
     return config
 
 

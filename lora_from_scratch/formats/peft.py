@@ -173,7 +173,7 @@ def _targets(model: nn.Module, config: PeftConfig, folder: Path) -> dict[str, nn
         )
     for name, module in targets.items():
         if not isinstance(module, (nn.Linear, Conv1D)):
-            what = f"target {name} is a {type(module).__name__} in this model"
+            what = f"target {name} is of type {type(module).__name__} in this model"
             raise UserError(f"{folder / CONFIG}: {what}: LoRA wraps linear layers here")
     return targets
 
