@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -207,7 +208,6 @@ def test_a_byte_order_mark_is_no_error(base, tmp_path):
             "eva_config, loftq_config, zeta",
         ),
         ({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}, "a, b, c and 2 more"),
-        ({"revision": "v2"}, "revision"),
         ({"rank_pattern": {"c_atn": 2, "c_attn": 3}, "a": 1}, "a, rank_pattern c_atn"),
         ({"alpha_pattern": {"h.7.attn.c_attn": 2}}, "alpha_pattern h.7.attn.c_attn"),
     ],
@@ -499,6 +499,21 @@ def test_the_bundled_base_is_known_wherever_it_was_installed(on_bundled, tmp_pat
     back = load_adapted(tmp_path)
     assert back.base_name == "bundled" and back.label_names == ["bad", "good"]
     assert torch.equal(logits(back.model), logits(adapted.model))
+
+
+def test_a_revision_of_the_base_is_not_taken_for_the_main_one(on_bundled, tmp_path):
+    """The base of that name has other weights then; one that is given may be the right one."""
+    adapted, folder = on_bundled
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    configure(tmp_path, revision="v2")
+    with pytest.raises(UserError, match="revision 'v2' of its base is not looked for here: download that"):
+        load_adapted(tmp_path)
+    for revision, name in (("v2", "bundled"), ("main", None), ("", None)):
+        configure(tmp_path, revision=revision)
+        assert torch.equal(logits(load_adapted(tmp_path, name).model), logits(adapted.model))
+    configure(tmp_path, revision=2)
+    with pytest.raises(UserError, match="revision = 2 is of the wrong kind"):
+        load_adapted(tmp_path)
 
 
 def test_equal_contents_give_equal_bytes(on_bundled, tmp_path):

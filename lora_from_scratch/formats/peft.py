@@ -76,6 +76,9 @@ def load(folder: Path, base_name: str | None = None) -> Adapted:
     config = read_config(folder)
     tensors, metadata = _read_weights(folder)
     check_architecture(config, tensors, folder)
+    if not base_name and config.revision not in (None, "", "main"):
+        told = f"revision {shown(config.revision)} of its base is not looked for here"
+        raise UserError(f"{folder / CONFIG}: {told}: download that into a folder, and name it with --model")
     name = base_name or base_here(config.base_model_name_or_path)
     base = load_base(folder / WEIGHTS, name, metadata, tensors.get(PREFIX + HEAD_WEIGHT))
     load_adapter(base.model, folder, base.tokenizer)

@@ -47,9 +47,7 @@ class PiSSA(LoRA):
         from lora_from_scratch.methods.pissa_linear import PiSSALinear
 
         update = settings.rank, settings.alpha, settings.dropout
-        super().adapt(
-            model, replace(settings, rank=1), generator
-        )  # places: their rank is PiSSALinear's to judge
+        super().adapt(model, replace(settings, rank=1), generator)  # of any rank: what is placed is replaced
         for name, layer in list(lora_layers(model)):
             place(model, name, PiSSALinear(layer.base_layer, *update))
         return model

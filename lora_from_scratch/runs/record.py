@@ -85,7 +85,7 @@ def read_record(folder: Path) -> dict[str, object]:
 
 
 def asked_rank(record: Mapping[str, object], ranks: Iterable[int]) -> int | None:
-    """The run's --rank, where its files have another in some layer; None where that is the same, or not known.
+    """The run's --rank, where its files have another in some layer; None where it is theirs, or not known.
 
     They hold several updates in one where q, k and v are apart, and of PiSSA.
     """
