@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import warnings
+from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -428,6 +429,19 @@ def test_what_another_method_added_is_not_left_out_in_silence(base, tmp_path, me
     with pytest.raises(UserError, match=told):
         save_adapter(ours, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_second_head_that_is_frozen_is_not_asked_for(tmp_path):
+    """PEFT knows a sequence classifier by either name, and saves both."""
+    names = ("layer", "score", "classifier")
+    base = nn.Sequential(OrderedDict((name, nn.Linear(4, 4)) for name in names))
+    ours = inject_lora(copy.deepcopy(base), ["layer"], rank=2, alpha=4, modules_to_save=["score"])
+    nn.init.normal_(ours.layer.lora_B)
+    nn.init.normal_(ours.score.weight)
+    save_adapter(ours, tmp_path)
+    x = torch.randn(3, 4)
+    for back in (load_adapter(copy.deepcopy(base), tmp_path), peft.PeftModel.from_pretrained(base, tmp_path)):
+        torch.testing.assert_close(back(x), ours(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_prefix_of_a_users_own_model_is_part_of_its_base(tmp_path):

@@ -191,6 +191,20 @@ def test_a_layer_takes_over_the_mode_of_the_one_it_replaces(tiny_gpt2, training)
     assert all(module.training == training for module in tiny_gpt2.modules())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mode_that_is_set_while_merged_is_that_of_the_lora_layers_afterwards(tiny_gpt2, training):
+    """Else dropout before A would go on in a model that is in eval mode."""
+    inject_lora(tiny_gpt2.train(not training), ["attn.c_attn"], rank=2, alpha=4, dropout=0.5)
+    with merged(tiny_gpt2):
+        tiny_gpt2.train(training)
+    assert all(module.training == training for module in tiny_gpt2.modules())
+    for _, layer in lora_layers(tiny_gpt2):
+        layer.base_layer.train(not training)  # where it was not in the model, it was not told of a change
+    with merged(tiny_gpt2):
+        pass
+    assert all(module.training == training for module in tiny_gpt2.modules())
+
+
 def tied() -> nn.Module:
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}

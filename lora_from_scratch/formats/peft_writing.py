@@ -53,14 +53,15 @@ def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> 
     values["lora_dropout"] = dropouts.pop()
     values |= {"use_dora": True} if True in kinds else {}
     values["base_model_name_or_path"] = base_name or getattr(model, "name_or_path", None)
-    values["task_type"] = "SEQ_CLS" if "score.weight" in whole else None
+    heads = {name for name, _ in model.named_parameters() if PeftConfig(task_type="SEQ_CLS").saves(name)}
+    values["task_type"] = "SEQ_CLS" if "score.weight" in whole and heads <= set(whole) else None
     # Modules by their last name, if that names just what learns whole, else in full.
     modules = sorted({name.split(".")[-2] for name in whole})
     short = _understood({**values, "modules_to_save": modules})
     if {name for name, _ in model.named_parameters() if short.saves(name)} != set(whole):
         modules = sorted({name.rpartition(".")[0] for name in whole})
     # PEFT names both of the usual heads for every sequence classifier.
-    values["modules_to_save"] = HEADS if modules == ["score"] else modules
+    values["modules_to_save"] = HEADS if modules == ["score"] and values["task_type"] else modules
     # Targets by what follows the block numbers, if that names just these layers, else in full.
     values["target_modules"] = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in layers}) or ["attn.c_attn"]
     targets = _understood(values).targets(model)
