@@ -103,7 +103,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
         for name, layer, weight in layers:
             with torch.no_grad():
                 layer.base_layer.weight.copy_(weight)
-            place(model, name, layer.train(layer.base_layer.training))  # what was set meanwhile
+            place(model, name, layer.train(layer.base_layer.training))  # in the mode set meanwhile
 
 
 def is_suffix(target: str, name: str) -> bool:
