@@ -107,7 +107,7 @@ def test_layers_that_differ_in_dropout_fit_no_file(tiny_gpt2, tmp_path):
         ({"peft_type": "IA3"}, "peft_type is not LORA"),
         ({"r": "4"}, "r = '4' is of the wrong kind"),
         ({"target_modules": ["q_proj"]}, r"\['q_proj'\] matches nothing"),
-        ({"target_modules": ["wte"]}, "target transformer.wte is a Embedding"),
+        ({"target_modules": ["wte"]}, "target transformer.wte is of type Embedding"),
         ({"target_modules": "transformer.h.0.attn.c_attn"}, "unexpected tensor .*h.1.attn.c_attn.lora_A"),
         ({"target_modules": ["c_attn", "c_fc"]}, "h.0.mlp.c_fc.lora_A.weight is missing"),
         ({"r": 3}, r"h.0.attn.c_attn.lora_A.weight is \(2, 16\), expected \(3, 16\)"),

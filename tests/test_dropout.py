@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from lora_from_scratch.fast.dropout import dropout
+from lora_from_scratch import inject_lora
+from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.fast.dropout import Dropout, cheap_dropout, dropout
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -55,3 +58,12 @@ def test_seeds_and_the_ways_to_do_nothing():
 
 def test_a_probability_next_to_one_drops_everything():
     assert not dropout(torch.ones(50), 0.999995, True).any()
+
+
+def test_a_mode_that_is_set_within_the_block_holds_for_the_plain_dropout_behind_it(tiny_gpt2):
+    inject_lora(tiny_gpt2.train(), ["c_attn"], rank=2, alpha=4, dropout=0.5)
+    with cheap_dropout(tiny_gpt2):
+        assert type(next(layer for _, layer in lora_layers(tiny_gpt2)).lora_dropout) is Dropout
+        tiny_gpt2.eval()
+    for _, layer in lora_layers(tiny_gpt2):
+        assert type(layer.lora_dropout) is nn.Dropout and not layer.lora_dropout.training

@@ -177,12 +177,6 @@ def test_what_was_added_is_no_part_of_the_base():
     assert weights_fingerprint(ia3().float(), ["score.weight"]) == digest
 
 
-def test_a_second_time_is_refused():
-    model = adapt(base_model(), RunConfig(method="ia3"))
-    with pytest.raises(UserError, match="already has the vectors of"):
-        adapt(model, RunConfig(method="ia3"))
-
-
 def test_peft_scales_queries_too():
     """Of GPT-2 small 64,512 parameters, against the paper's 55,296: another meaning of the same name."""
     with torch.device("meta"):

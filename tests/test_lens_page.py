@@ -39,6 +39,7 @@ def runs(tmp_path_factory, undrawn) -> Path:
         "lora": ["--method", "lora", *wide, "3", "--alpha", "5"],
         "other": ["--method", "lora", *wide, "2", "--seed", "1"],
         "elsewhere": ["--method", "lora", "--target-modules", "attn.c_proj"],
+        "apart": ["--method", "lora", "--target-modules", "attn.c_attn:q,v", "--rank", "3"],
         "full": ["--method", "full"],
         "prefix": ["--method", "prefix"],
         "prelayer": ["--method", "prelayer"],
@@ -188,7 +189,21 @@ def test_without_matplotlib_there_are_numbers_and_one_line_says_so(records, tmp_
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
-def test_truncate_writes_an_adapter_that_peft_reads(runs, tmp_path, capsys):
+def test_where_updates_lie_stacked_both_ranks_are_told(runs, tmp_path, no_pictures, capsys):
+    """q and v have rank 3 each, PEFT's file one of rank 6; beside a run whose files have its own."""
+    out = ["--output-dir", str(tmp_path / "out")]
+    runs_of = [str(runs / name) for name in ("apart", "lora")]
+    assert cli.main(["inspect", "--adapter", runs_of[0], "--beside", runs_of[1], *out]) == 0
+    assert capsys.readouterr().out.startswith("lora, rank 6 (--rank 3): ")
+    page = Page((tmp_path / "out" / "lens.html").read_text(encoding="utf-8"))
+    assert [row[1].strip() for row in page.tables["adapters"]] == ["lora, rank 6 (--rank 3)", "lora, rank 3"]
+    for name, told in zip(runs_of, (True, False), strict=True):
+        assert cli.main(["explain", "--adapter", name, "so good"]) == 0
+        assert ("the run had --rank 3" in " ".join(capsys.readouterr().out.split())) == told
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
+def test_truncate_writes_an_adapter_that_peft_reads(runs, records, tmp_path, capsys):
     import peft
     from transformers import AutoModelForSequenceClassification
 
@@ -196,7 +211,7 @@ def test_truncate_writes_an_adapter_that_peft_reads(runs, tmp_path, capsys):
         cli.main(["truncate", "--adapter", str(runs / "lora"), "--rank", "2", "--out", str(tmp_path / "two")])
         == 0
     )
-    whole = json.loads((runs / "lens-lora" / "lens.json").read_text())["adapters"][0]
+    whole = records["lora"]["adapters"][0]
     lost = (1 - whole["energy"][2]) ** 0.5
     assert f"rank 2 of 3, {100 * lost:.3g} % of the update's norm lost" in capsys.readouterr().out
     ours = load_adapted(tmp_path / "two")

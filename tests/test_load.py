@@ -138,6 +138,15 @@ def reshape_a_tensor(folder):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def stored_as(dtype, name="transformer.h.1.mlp.c_fc.weight"):
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name] = tensors.get(name, torch.zeros(2, 16)).to(dtype)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
 def pickle_the_weights(folder):
     path = folder / "model.safetensors"
     torch.save(load_file(path), folder / "pytorch_model.bin")
@@ -206,10 +215,20 @@ def infinite(folder):
         (lambda folder: (folder / "config.json").write_text("{}"), r"damaged \(no model_type\)"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (corrupt_config, "config.json is damaged"),
-        (other_architecture, "is a bert: this project adapts GPT-2 alone"),
+        (
+            configured(quantization_config={"quant_method": "gptq", "bits": 4}),
+            "has quantised weights, which are not read here .* quantise that by --base-precision",
+        ),
+        (configured(quantization_config={"load_in_8bit": True}), "has quantised weights"),
+        (configured(quantization_config=3), "has quantised weights"),
+        (other_architecture, "is of type bert: this project adapts GPT-2 alone"),
         (truncate, "weights of model .* cannot be read"),
         (drop_a_tensor, "transformer.h.1.mlp.c_fc.weight is missing"),
         (reshape_a_tensor, "transformer.wpe.weight is missing from its weights, or not in the shape"),
+        (stored_as(torch.int8), r"transformer\.h\.1\.mlp\.c_fc\.weight holds I8: save it in a floating"),
+        (stored_as(torch.float8_e4m3fn), "c_fc.weight holds F8_E4M3: save it"),
+        (stored_as(torch.complex64), "c_fc.weight holds C64: save it"),
+        (stored_as(torch.int64, "score.weight"), "score.weight holds I64: save it"),
         (pickle_the_weights, r"has its weights in a pickle alone \(pytorch_model.bin\)"),
     ],
 )
@@ -218,6 +237,12 @@ def test_damaged_folders_are_refused(folder, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         load_model(str(folder), LABELS, 0)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_any_width_are_taken(folder, dtype):
+    stored_as(dtype)(folder)
+    assert load_model(str(folder), LABELS, 0).transformer.h[1].mlp.c_fc.weight.dtype == torch.float32
 
 
 def test_label_names_of_a_checkpoint_come_in_the_order_of_their_ids(folder):

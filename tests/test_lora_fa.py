@@ -15,8 +15,10 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt, load_adapter, merge_lora, save_adapter
 from lora_from_scratch.compare.accounting import account_model
+from lora_from_scratch.core.surgery import lora_layers, place
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
+from lora_from_scratch.lens.truncate import truncate, truncated
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -73,6 +75,23 @@ def test_its_file_is_loras_and_what_comes_back_learns_as_before(tmp_path, target
     merge_lora(back).save_pretrained(tmp_path / "merged")
     plain = GPT2ForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float64)
     torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("ranks", [(3, 3), (3, 1)])
+def test_a_truncated_one_learns_as_before_too(tmp_path, ranks):
+    """A layer that is small enough already stays as it is, and must not alone say that A is frozen."""
+    ours, base = lora_fa(), base_model().double()
+    for (name, layer), rank in zip(list(lora_layers(ours)), ranks, strict=True):
+        if rank < layer.rank:
+            place(ours, name, truncated(layer, rank))
+    learning = {name for name, p in ours.named_parameters() if p.requires_grad}
+    truncate(ours, 2)
+    assert {layer.rank for _, layer in lora_layers(ours)} == {2, min(2, *ranks)}
+    save_adapter(ours, tmp_path)
+    back = load_adapter(base, tmp_path)
+    for model in (ours, back):
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == learning
+    torch.testing.assert_close(logits(back), logits(ours), rtol=0, atol=1e-12)
 
 
 def test_in_bf16_the_frozen_a_is_not_rounded():

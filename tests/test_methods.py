@@ -69,6 +69,19 @@ def test_counts_on_gpt2_small(options, adapter, head, total):
     assert count.share == (adapter + head) / total
 
 
+@pytest.mark.parametrize("first", ["lora", "dora", "ia3", "prefix"])
+def test_what_a_method_added_is_in_no_others_way(tiny_gpt2, first):
+    """Files hold one method's tensors, so the other's would be lost without a word."""
+    adapt(tiny_gpt2, RunConfig(method=first))
+    learning = [(name, p.requires_grad) for name, p in tiny_gpt2.named_parameters()]
+    for second in METHODS:
+        with pytest.raises(UserError, match=r"this model was adapted before, and has transformer\.h\.0\."):
+            adapt(tiny_gpt2, RunConfig(method=second))
+    assert [(name, p.requires_grad) for name, p in tiny_gpt2.named_parameters()] == learning
+    if METHODS[first].merges:
+        adapt(METHODS[first].merge(tiny_gpt2), RunConfig(method="head"))
+
+
 IN_LORA = ("c_attn.lora_A", "c_attn.lora_B")
 LEARNS = {
     "none": lambda name: False,

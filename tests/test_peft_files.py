@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import warnings
+from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -207,7 +209,6 @@ def test_a_byte_order_mark_is_no_error(base, tmp_path):
             "eva_config, loftq_config, zeta",
         ),
         ({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}, "a, b, c and 2 more"),
-        ({"revision": "v2"}, "revision"),
         ({"rank_pattern": {"c_atn": 2, "c_attn": 3}, "a": 1}, "a, rank_pattern c_atn"),
         ({"alpha_pattern": {"h.7.attn.c_attn": 2}}, "alpha_pattern h.7.attn.c_attn"),
     ],
@@ -417,7 +418,48 @@ def test_what_pefts_format_cannot_say_is_refused(base, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit", "prefix"])
+@pytest.mark.parametrize(("method", "added"), [("ia3", "attn.c_attn.ia3_k"), ("prefix", "prefix")])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_another_method_added_is_not_left_out_in_silence(base, tmp_path, method, added, frozen):
+    """Beside LoRA too, whose file would load without it."""
+    ours = adapt(copy.deepcopy(base), RunConfig(method=method))
+    if frozen:
+        inject_lora(ours, ["mlp.c_fc"], rank=2, alpha=4)
+    told = rf"transformer\.h\.0\.{added} is none of LoRA's, .* of lora_from_scratch.formats.tensors writes it"
+    with pytest.raises(UserError, match=told):
+        save_adapter(ours, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_head_that_is_frozen_is_not_asked_for(tmp_path):
+    """PEFT knows a sequence classifier by either name, and saves both."""
+    names = ("layer", "score", "classifier")
+    base = nn.Sequential(OrderedDict((name, nn.Linear(4, 4)) for name in names))
+    ours = inject_lora(copy.deepcopy(base), ["layer"], rank=2, alpha=4, modules_to_save=["score"])
+    nn.init.normal_(ours.layer.lora_B)
+    nn.init.normal_(ours.score.weight)
+    save_adapter(ours, tmp_path)
+    x = torch.randn(3, 4)
+    for back in (load_adapter(copy.deepcopy(base), tmp_path), peft.PeftModel.from_pretrained(base, tmp_path)):
+        torch.testing.assert_close(back(x), ours(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_prefix_of_a_users_own_model_is_part_of_its_base(tmp_path):
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.prefix = nn.ModuleDict({"a": nn.Linear(4, 4)}), nn.Parameter(torch.ones(2, 4))
+
+    model, other = Own(), Own()
+    other.load_state_dict(model.state_dict())
+    save_adapter(inject_lora(nn.ModuleDict({"own": model}), ["a"], rank=2, alpha=4), tmp_path)
+    load_adapter(nn.ModuleDict({"own": copy.deepcopy(other)}), tmp_path)
+    nn.init.zeros_(other.prefix)
+    with pytest.raises(UserError, match="a base with other weights"):
+        load_adapter(nn.ModuleDict({"own": other}), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
 def test_what_would_leave_no_layer_for_lora_is_not_written(base, tmp_path, method):
     """Neither PEFT nor `load_adapter` would read it."""
     with pytest.raises(UserError, match="no layer is left for the LoRA that PEFT's format needs"):
@@ -471,6 +513,21 @@ def test_the_bundled_base_is_known_wherever_it_was_installed(on_bundled, tmp_pat
     back = load_adapted(tmp_path)
     assert back.base_name == "bundled" and back.label_names == ["bad", "good"]
     assert torch.equal(logits(back.model), logits(adapted.model))
+
+
+def test_a_revision_of_the_base_is_not_taken_for_the_main_one(on_bundled, tmp_path):
+    """The base of that name has other weights then; one that is given may be the right one."""
+    adapted, folder = on_bundled
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    configure(tmp_path, revision="v2")
+    with pytest.raises(UserError, match="revision 'v2' of its base is not looked for here: download that"):
+        load_adapted(tmp_path)
+    for revision, name in (("v2", "bundled"), ("main", None), ("", None)):
+        configure(tmp_path, revision=revision)
+        assert torch.equal(logits(load_adapted(tmp_path, name).model), logits(adapted.model))
+    configure(tmp_path, revision=2)
+    with pytest.raises(UserError, match="revision = 2 is of the wrong kind"):
+        load_adapted(tmp_path)
 
 
 def test_equal_contents_give_equal_bytes(on_bundled, tmp_path):

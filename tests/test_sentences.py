@@ -625,7 +625,7 @@ HUB: list[Case] = [  # offline; what a hub that is there says stands in test_hub
     Case(
         "another architecture",
         ON_BUNDLE + "tuned",
-        "error: model 'tuned' is a distilbert: this project adapts GPT-2 alone; name a GPT-2",
+        "error: model 'tuned' is of type distilbert: this project adapts GPT-2 alone; name a GPT-2",
         tuned(model_type="distilbert"),
     ),
     Case(

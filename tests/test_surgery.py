@@ -147,7 +147,7 @@ def test_nn_linear_models_work_too():
         ),
         (["attn.c_attn", "nope"], "'nope' matches nothing"),
         (["ttn.c_attn"], "'ttn.c_attn' matches nothing"),
-        (["c_attn", "ln_1"], "ln_1 is a LayerNorm: LoRA wraps nn.Linear and Conv1D layers"),
+        (["c_attn", "ln_1"], "ln_1 is of type LayerNorm: LoRA wraps nn.Linear and Conv1D layers"),
         ([], "no target modules were named"),
     ],
 )
@@ -188,6 +188,20 @@ def test_everything_else_is_frozen_but_what_is_named(tiny_gpt2):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_layer_takes_over_the_mode_of_the_one_it_replaces(tiny_gpt2, training):
     inject_lora(tiny_gpt2.train(training), ["attn.c_attn"], rank=2, alpha=4, dropout=0.5)
+    assert all(module.training == training for module in tiny_gpt2.modules())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mode_that_is_set_while_merged_is_that_of_the_lora_layers_afterwards(tiny_gpt2, training):
+    """Else dropout before A would go on in a model that is in eval mode."""
+    inject_lora(tiny_gpt2.train(not training), ["attn.c_attn"], rank=2, alpha=4, dropout=0.5)
+    with merged(tiny_gpt2):
+        tiny_gpt2.train(training)
+    assert all(module.training == training for module in tiny_gpt2.modules())
+    for _, layer in lora_layers(tiny_gpt2):
+        layer.base_layer.train(not training)  # where it was not in the model, it was not told of a change
+    with merged(tiny_gpt2):
+        pass
     assert all(module.training == training for module in tiny_gpt2.modules())
 
 
@@ -234,7 +248,7 @@ def test_weights_that_two_share_are_refused(make, target, names):
 def test_a_classifier_has_no_lm_head_to_name_and_an_embedding_is_no_target(tiny_gpt2):
     with pytest.raises(UserError, match=r"'lm_head' matches nothing; this model has .*score"):
         inject_lora(tiny_gpt2, ["lm_head"], rank=2, alpha=4)
-    with pytest.raises(UserError, match=r"transformer\.wte is a Embedding: LoRA wraps nn\.Linear and Conv1D"):
+    with pytest.raises(UserError, match=r"wte is of type Embedding: LoRA wraps nn\.Linear and Conv1D"):
         inject_lora(tiny_gpt2, ["wte"], rank=2, alpha=4)
 
 

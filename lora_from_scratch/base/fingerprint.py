@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,8 +66,8 @@ def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
 
 
 def is_added(name: str) -> bool:
-    """Whether a parameter is none of a base's: LoRA's and DoRA's, (IA)^3's, or a prefix."""
-    return ".lora_" in name or ".ia3_" in name or name.endswith(".prefix")
+    """Whether a parameter is none of a base's: LoRA's and DoRA's, (IA)^3's, or the prefix of a block."""
+    return ".lora_" in name or ".ia3_" in name or bool(re.search(r"\.h\.\d+\.prefix$", name))
 
 
 def config_fingerprint(model: nn.Module) -> str:

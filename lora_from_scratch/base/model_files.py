@@ -17,6 +17,8 @@ TOKENIZERS = ("tokenizer.json", "vocab.json")
 PATTERNS = (CONFIG, "tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json")  # to be fetched
 WEIGHT_PATTERNS = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
 CACHE_LINE = 64  # bytes
+FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors calls them; other numbers need scales to be weights
+Headers = dict[str, tuple[tuple[int, ...], str]]  # shape and type of each tensor
 # What config.json may ask for, by its two names: far above any GPT-2, far below a machine's memory.
 LIMITS = {
     ("vocab_size",): 10**7,
@@ -56,7 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_config(name: str, folder: Path) -> GPT2Config:
-    """The configuration in a model's folder. UserError if it is damaged, or not a GPT-2's."""
+    """The configuration in a model's folder. UserError if it is damaged, or not that of a GPT-2 in floats."""
     path = folder / CONFIG
     refuse_pointer(path)
     try:
@@ -66,7 +68,7 @@ def read_config(name: str, folder: Path) -> GPT2Config:
         kind = values["model_type"]
         if values.get("transformers_weights"):  # a file that would be read in the place of those checked here
             raise ValueError("transformers_weights names another file of weights")
-        if kind == "gpt2":
+        if kind == "gpt2" and not values.get("quantization_config"):
             config = AutoConfig.from_pretrained(folder)
     except UserError:
         raise
@@ -74,9 +76,11 @@ def read_config(name: str, folder: Path) -> GPT2Config:
         reason = "no model_type" if isinstance(error, KeyError) else first_line(error)[:80]
         raise UserError(f"model {name!r}: config.json is damaged ({reason}); copy it anew") from error
     if kind != "gpt2":
-        raise UserError(
-            f"model {name!r} is a {printable(str(kind))[:40]}: this project adapts GPT-2 alone; name a GPT-2"
-        )
+        kind = printable(str(kind))[:40]
+        raise UserError(f"model {name!r} is of type {kind}: this project adapts GPT-2 alone; name a GPT-2")
+    if values.get("quantization_config"):
+        told = "has quantised weights, which are not read here (quantization_config in config.json)"
+        raise UserError(f"model {name!r} {told}: name its whole one, and quantise that by --base-precision")
     return config
 
 
@@ -149,20 +153,12 @@ def unreadable(name: str, error: Exception) -> UserError:
 def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
     """Compare names and shapes in the weights' headers with the configuration; no tensor is read.
 
-    Raises UserError if there are none but a pickle's, a file is damaged, or a tensor is missing or misshapen;
-    the head alone may be, since it is drawn anew then.
+    Raises UserError if there are none but a pickle's, a file is damaged, a tensor holds no floats, or one is
+    missing or misshapen; the head alone may be, since it is drawn anew then.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
     check_format(name, folder)
-    for path in weight_files(folder):
-        refuse_pointer(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    shapes[key.removeprefix("transformer.")] = tuple(file.get_slice(key).get_shape())
-        except Exception as error:  # many kinds are raised; all mean that the file is bad
-            raise unreadable(name, error) from error
-    blocks = {key.split(".")[1] for key in shapes if key.startswith("h.")}
+    stored = _headers(name, folder)
+    blocks = {key.split(".")[1] for key in stored if key.startswith("h.")}
     if config.n_layer > len(blocks):  # before a block is built for each that the configuration asks for
         raise UserError(
             f"model {name!r}: config.json asks for {config.n_layer} blocks, but its weights have "
@@ -177,7 +173,7 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
     broken = sorted(
         key
         for key, tensor in expected.items()
-        if key != "score.weight" and shapes.get(key.removeprefix("transformer.")) != tuple(tensor.shape)
+        if key != "score.weight" and _of(stored, key)[0] != tuple(tensor.shape)
     )
     if broken:
         more = f" and {len(broken) - 1} others are" if len(broken) > 1 else " is"
@@ -185,6 +181,28 @@ def check_weights(name: str, folder: Path, config: GPT2Config) -> None:
             f"model {name!r}: {broken[0]}{more} missing from its weights, or not in the shape that "
             "config.json asks for: copy both anew"
         )
+    for key in expected:
+        if (kind := _of(stored, key)[1]) not in FLOATS:
+            raise UserError(f"model {name!r}: {key} holds {kind}: save it in a floating-point type")
+
+
+def _headers(name: str, folder: Path) -> Headers:
+    """What the weights' files say of each tensor, by its name without `transformer.`."""
+    found = {}
+    for path in weight_files(folder):
+        refuse_pointer(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    tensor = file.get_slice(key)
+                    found[key.removeprefix("transformer.")] = tuple(tensor.get_shape()), tensor.get_dtype()
+        except Exception as error:  # many kinds are raised; all mean that the file is bad
+            raise unreadable(name, error) from error
+    return found
+
+
+def _of(stored: Headers, key: str) -> tuple[tuple[int, ...] | None, str]:
+    return stored.get(key.removeprefix("transformer."), (None, FLOATS[0]))
 
 
 def check_format(name: str, folder: Path) -> None:

@@ -20,7 +20,7 @@ from lora_from_scratch.lens.sentences import sentences_of
 from lora_from_scratch.report import explain_page, explained, lens_page
 from lora_from_scratch.report.lens_view import screen
 from lora_from_scratch.runs.config import RunConfig
-from lora_from_scratch.runs.record import as_json
+from lora_from_scratch.runs.record import as_json, asked_rank, read_record
 from lora_from_scratch.train.device import resolve_device
 
 JSON = "explain.json"
@@ -33,7 +33,9 @@ def explain(
     with told_while("loading the model"):
         adapted = load_adapted(adapter, model)
     base = None if adapted.base_name is None else display_name(adapted.base_name)
-    record = {**glass_box(adapted, text, label), "adapter": str(adapter), "base": base}
+    ranks = [layer.rank for _, layer in lora_layers(adapted.model)]
+    about = {"adapter": str(adapter), "base": base, "asked_rank": asked_rank(read_record(adapter), ranks)}
+    record = {**glass_box(adapted, text, label), **about}
     print(explained.text(record))
     if output_dir:
         with appearing(output_dir) as aside:

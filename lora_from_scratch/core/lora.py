@@ -115,7 +115,7 @@ class LoRALinear(nn.Module):
         The base layer is changed in place and returned. The sum is taken in fp32 (or wider) and rounded once.
         """
         self.base_layer.weight.copy_(self.weight)
-        return self.base_layer
+        return self.base_layer.train(self.training)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha:g}"

@@ -79,10 +79,10 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Fold every update into its base layer and put the plain layers back under their original names.
+    """Fold every LoRA update into its base layer and put the plain layers back under their original names.
 
-    What remains is the model as transformers built it, with other weights: nothing of this package is left.
-    Merging is final; `merged` does it for a while.
+    What remains is the model as transformers built it, with other weights: no LoRA is left. What another
+    method added stays (its `Method.merge` folds that in). Merging is final; `merged` does it for a while.
     """
     for name, layer in list(lora_layers(model)):
         place(model, name, layer.merge())
@@ -103,7 +103,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
         for name, layer, weight in layers:
             with torch.no_grad():
                 layer.base_layer.weight.copy_(weight)
-            place(model, name, layer)
+            place(model, name, layer.train(layer.base_layer.training))  # in the mode set meanwhile
 
 
 def is_suffix(target: str, name: str) -> bool:
@@ -136,7 +136,7 @@ def _check_targets(
             raise UserError(f"{name} is named as a target of LoRA and as learning whole: leave one out")
         if not isinstance(module, (nn.Linear, Conv1D)):
             kind = type(module).__name__
-            raise UserError(f"target {name} is a {kind}: LoRA wraps nn.Linear and Conv1D layers")
+            raise UserError(f"target {name} is of type {kind}: LoRA wraps nn.Linear and Conv1D layers")
         parent = model.get_submodule(name.rpartition(".")[0])
         if dropout and isinstance(parent, nn.MultiheadAttention):
             why = "nn.MultiheadAttention reads its weight and never calls it: no dropout would happen"

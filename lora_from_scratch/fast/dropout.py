@@ -27,7 +27,7 @@ def cheap_dropout(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer, module in plain.items():
-            layer.lora_dropout = module
+            layer.lora_dropout = module.train(layer.training)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

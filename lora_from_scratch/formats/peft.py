@@ -76,6 +76,9 @@ def load(folder: Path, base_name: str | None = None) -> Adapted:
     config = read_config(folder)
     tensors, metadata = _read_weights(folder)
     check_architecture(config, tensors, folder)
+    if not base_name and config.revision not in (None, "", "main"):
+        told = f"revision {shown(config.revision)} of its base is not looked for here"
+        raise UserError(f"{folder / CONFIG}: {told}: download that into a folder, and name it with --model")
     name = base_name or base_here(config.base_model_name_or_path)
     base = load_base(folder / WEIGHTS, name, metadata, tensors.get(PREFIX + HEAD_WEIGHT))
     load_adapter(base.model, folder, base.tokenizer)
@@ -173,7 +176,7 @@ def _targets(model: nn.Module, config: PeftConfig, folder: Path) -> dict[str, nn
         )
     for name, module in targets.items():
         if not isinstance(module, (nn.Linear, Conv1D)):
-            what = f"target {name} is a {type(module).__name__} in this model"
+            what = f"target {name} is of type {type(module).__name__} in this model"
             raise UserError(f"{folder / CONFIG}: {what}: LoRA wraps linear layers here")
     return targets
 

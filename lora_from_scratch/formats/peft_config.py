@@ -78,6 +78,7 @@ KINDS = {
     "use_dora": lambda value: isinstance(value, bool),
     "task_type": _text,
     "base_model_name_or_path": _text,
+    "revision": _text,
 }
 NUMBERS = {"lora_alpha": "a number above 0", "lora_dropout": "a number from 0 to below 1"}
 NUMBERS |= {"r": "a whole number above 0", "alpha_pattern": "a table of numbers above 0"}
@@ -101,6 +102,7 @@ class PeftConfig:
     use_dora: bool = False
     task_type: str | None = None
     base_model_name_or_path: str | None = None
+    revision: str | None = None  # of the base
     passed_over: tuple[str, ...] = ()  # keys that change no logits, or that PEFT does not know
 
     def update(self, name: str) -> dict[str, object]:
@@ -193,8 +195,6 @@ def understand(values: dict[str, object], path: Path) -> PeftConfig:
             wanted = f"it has to be {NUMBERS[key]}" if key in NUMBERS else "see PEFT's LoraConfig"
             raise UserError(f"{path}: {key} = {shown(value)} is of the wrong kind: {wanted}")
     unused = [key for key in values.keys() - known - REFUSED - HARMLESS if values[key] not in NEUTRAL]
-    if values.get("revision") == "main":
-        unused.remove("revision")
     given = {key: values[key] for key in known if values.get(key) is not None}
     config = PeftConfig(**given, passed_over=tuple(sorted(unused)))
     _check_patterns(config, path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lora_from_scratch.base.fingerprint import is_added
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.errors import UserError
@@ -21,6 +22,10 @@ def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     modules, tensors = set(), dict(model.named_parameters())
     for name, parameter in tensors.items():
+        if is_added(name) and ".lora_" not in name:
+            how = "save(Adapted(model, tokenizer, base_name, method, settings))"
+            told = f"{name} is none of LoRA's, and PEFT's format has no place for it"
+            raise UserError(f"{told}: {how} of lora_from_scratch.formats.tensors writes it")
         if parameter.requires_grad and ".lora_" not in name:
             module = name.rpartition(".")[0]
             if not module:
@@ -48,14 +53,15 @@ def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> 
     values["lora_dropout"] = dropouts.pop()
     values |= {"use_dora": True} if True in kinds else {}
     values["base_model_name_or_path"] = base_name or getattr(model, "name_or_path", None)
-    values["task_type"] = "SEQ_CLS" if "score.weight" in whole else None
+    heads = {name for name, _ in model.named_parameters() if PeftConfig(task_type="SEQ_CLS").saves(name)}
+    values["task_type"] = "SEQ_CLS" if "score.weight" in whole and heads <= set(whole) else None
     # Modules by their last name, if that names just what learns whole, else in full.
     modules = sorted({name.split(".")[-2] for name in whole})
     short = _understood({**values, "modules_to_save": modules})
     if {name for name, _ in model.named_parameters() if short.saves(name)} != set(whole):
         modules = sorted({name.rpartition(".")[0] for name in whole})
     # PEFT names both of the usual heads for every sequence classifier.
-    values["modules_to_save"] = HEADS if modules == ["score"] else modules
+    values["modules_to_save"] = HEADS if modules == ["score"] and values["task_type"] else modules
     # Targets by what follows the block numbers, if that names just these layers, else in full.
     values["target_modules"] = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in layers}) or ["attn.c_attn"]
     targets = _understood(values).targets(model)

@@ -64,7 +64,7 @@ def check_layers(model: GPT2ForSequenceClassification, folder: Path, verb: str) 
     """UserError for layers that are more than s B A beside W0: directions are not all of those."""
     for name, layer in lora_layers(model):
         if type(layer) is not LoRALinear:
-            what = f"{name} is a {type(layer).__name__}, more than a B A beside W0"
+            what = f"{name} is of type {type(layer).__name__}, more than a B A beside W0"
             raise UserError(f"{folder}: there is nothing to {verb}: {what}")
 
 

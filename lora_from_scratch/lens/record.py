@@ -12,6 +12,7 @@ from lora_from_scratch.lens.curves import Measured, energy_kept, measure
 from lora_from_scratch.lens.opened import Opened
 from lora_from_scratch.lens.sentences import Sentences
 from lora_from_scratch.lens.updates import Update
+from lora_from_scratch.runs.record import asked_rank
 from lora_from_scratch.train.bar import Bar
 from lora_from_scratch.version import __version__
 
@@ -58,6 +59,7 @@ def _adapter(opened: Opened, label: str) -> dict[str, object]:
         "model": display_name(opened.base_name),
         "low_rank": opened.is_low_rank,
         "directions": opened.rank,
+        "asked_rank": asked_rank(record, [len(one.A) for one in opened.updates if one.A is not None]),
         "energy": energy_kept(opened.updates),
         "layers": [measures.layer_record(update) for update in layers],
     }

@@ -12,6 +12,7 @@ from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers, place
 from lora_from_scratch.lens.measures import energy
 from lora_from_scratch.lens.updates import svd_of_update
+from lora_from_scratch.methods.plain_lora import lora_like
 
 
 def truncate(model: nn.Module, rank: int) -> float:
@@ -34,14 +35,12 @@ def truncate(model: nn.Module, rank: int) -> float:
 def truncated(layer: LoRALinear, rank: int) -> LoRALinear:
     """The layer with the first `rank` directions of its update, its scaling s and its dropout as before.
 
-    B = U_k sqrt(S_k / s) and A = sqrt(S_k / s) V_k^T, so that s B A is what is kept.
+    B = U_k sqrt(S_k / s) and A = sqrt(S_k / s) V_k^T, so that s B A is what is kept. A that is frozen stays
+    so (LoRA-FA): what learns goes on to learn, and nothing else.
     """
     U, S, Vh = svd_of_update(layer)
     U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
-    s, stabilized = layer.scaling, layer.rank_stabilized
-    alpha = s * (math.sqrt(len(S)) if stabilized else len(S))
-    smaller = LoRALinear(layer.base_layer, len(S), alpha, layer.lora_dropout.p, rank_stabilized=stabilized)
+    s, k = layer.scaling, len(S)
     root = (S / s).sqrt()
-    smaller.lora_A.copy_(root[:, None] * Vh)
-    smaller.lora_B.copy_(U * root)
-    return smaller
+    alpha = s * (math.sqrt(k) if layer.rank_stabilized else k)
+    return lora_like(layer, root[:, None] * Vh, U * root, alpha)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods.interface import Method
 
 if TYPE_CHECKING:
@@ -28,15 +27,12 @@ class IA3(Method):
     by_default = False
 
     def adapt(self, model: nn.Module, settings: object, generator: Generator | None = None) -> nn.Module:
-        """Wrap c_attn and the MLP's c_proj of each block. UserError if that was done before."""
+        """Wrap c_attn and the MLP's c_proj of each block."""
         from lora_from_scratch.methods.ia3_linear import ScaledInner, ScaledKeysAndValues
 
-        blocks = model.transformer.h
-        if isinstance(blocks[0].attn.c_attn, ScaledKeysAndValues):
-            raise UserError("this model already has the vectors of (IA)^3: load its base anew")
         model.requires_grad_(False)
         model.score.requires_grad_(True)
-        for block in blocks:
+        for block in model.transformer.h:
             block.attn.c_attn = ScaledKeysAndValues(block.attn.c_attn)
             block.mlp.c_proj = ScaledInner(block.mlp.c_proj)
         return model

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_from_scratch.methods.interface import flag
@@ -48,9 +47,7 @@ class PiSSA(LoRA):
         from lora_from_scratch.methods.pissa_linear import PiSSALinear
 
         update = settings.rank, settings.alpha, settings.dropout
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "rank .* is above")  # such a rank is refused below
-            super().adapt(model, settings, generator)
+        super().adapt(model, replace(settings, rank=1), generator)  # of any rank: what is placed is replaced
         for name, layer in list(lora_layers(model)):
             place(model, name, PiSSALinear(layer.base_layer, *update))
         return model

@@ -50,7 +50,7 @@ class Prefix(Method):
     ) -> nn.Module:
         """Give each block its `prefix`, `(P, width)`, which `core/gpt2.py` puts before the block's tokens.
 
-        UserError if it has one already, or P is more than the model has positions.
+        UserError if P is more than the model has positions.
         """
         from torch import nn
 
@@ -58,8 +58,6 @@ class Prefix(Method):
         if settings.prefix_length > positions:
             asked = f"--prefix-length {settings.prefix_length}"
             raise UserError(f"{asked}: this model has {positions} positions; ask for fewer")
-        if hasattr(blocks[0], "prefix"):
-            raise UserError("this model already has prefixes: load its base anew")
         model.requires_grad_(False)
         model.score.requires_grad_(not settings.freeze_head)
         for block, start in zip(blocks, _inputs(model, settings.prefix_length, generator), strict=True):

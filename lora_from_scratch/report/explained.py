@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lora_from_scratch.report.numbers import count
 from lora_from_scratch.report.tables import shown
 
-Record = dict[str, object]  # what `glass_box` gives, and where the model came from: "adapter", "base"
+Record = dict[str, object]  # what `glass_box` gives, and of its model: "adapter", "base", "asked_rank"
 Row = tuple[str, ...]
 
 WIDTH = 80  # characters of a line
@@ -63,7 +63,7 @@ def tables(record: Record) -> list[Table]:
     """In the order of computing: tokens, forward, LoRA, labels, backward, and backward at step one."""
     found = [_tokens(record), _forward(record)]
     if "layers" in record:
-        found.append(_lora(record["layers"]))
+        found.append(_lora(record["layers"], record.get("asked_rank")))
     found += [_labels(record["labels"]), _gradients(record)]
     if "at_step_one" in record:
         found.append(_at_step_one(record["at_step_one"]))
@@ -154,12 +154,14 @@ def _sections(record: Record) -> Iterator[tuple[str, list[Row]]]:
     yield section, rows
 
 
-def _lora(layers: Sequence[Record]) -> Table:
+def _lora(layers: Sequence[Record], asked_rank: int | None) -> Table:
     added = "s B A x" if all(layer["kind"] == PLAIN for layer in layers) else "update"
     note = (
         f"What each layer adds, |{added}|, beside what was there, |W0 x + b|, over all tokens. ratio: of the "
         "two norms. cosine: of the angle between the two. s = scaling."
     )
+    if asked_rank:
+        note += f" rank: in the files, where updates lie stacked; the run had --rank {asked_rank}."
     columns = ("layer", "rank", "scaling", "|W0 x + b|", f"|{added}|", "ratio", "cosine")
     rows = [
         (

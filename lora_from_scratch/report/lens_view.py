@@ -61,9 +61,10 @@ def intruders(lens: Lens, adapter: Adapter) -> str:
 
 
 def kind(adapter: Adapter) -> str:
-    """The method, and of LoRA its rank."""
+    """The method, and of LoRA its rank; beside it what was asked for, where that is another."""
     method = adapter["method"] or ("LoRA" if adapter["low_rank"] else "a whole model")
-    return f"{method}, rank {adapter['directions']}" if adapter["low_rank"] else method
+    asked = f" (--rank {adapter['asked_rank']})" if adapter.get("asked_rank") else ""
+    return f"{method}, rank {adapter['directions']}{asked}" if adapter["low_rank"] else method
 
 
 def headline(lens: Lens) -> str:

@@ -148,8 +148,12 @@ def adapt(
     """Make the model ready for `config.method`, in place; the generator draws what is new, LoRA's A.
 
     Its frozen matrices are then kept in `config.base_precision`. UserError if the model lacks what the
-    settings name.
+    settings name, or holds what a method added before: no file would say that of it.
     """
+    from lora_from_scratch.base.fingerprint import is_added
+
+    if added := next((name for name, _ in model.named_parameters() if is_added(name)), None):
+        raise UserError(f"this model was adapted before, and has {added}: merge it, or load its base anew")
     return config.way.adapt(quantise(model, config.base_precision), config.settings, generator)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -82,6 +82,15 @@ def read_record(folder: Path) -> dict[str, object]:
         return record if isinstance(record["config"], dict) and isinstance(record["data"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def asked_rank(record: Mapping[str, object], ranks: Iterable[int]) -> int | None:
+    """The run's --rank, where its files have another in some layer; None where it is theirs, or not known.
+
+    They hold several updates in one where q, k and v are apart, and of PiSSA.
+    """
+    asked = record.get("config", {}).get("rank")
+    return asked if type(asked) is int and any(rank != asked for rank in ranks) else None
 
 
 def length_to_measure(asked: int | None, record: Mapping[str, object], base: GPT2Config) -> int:
