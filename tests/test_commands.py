@@ -456,6 +456,23 @@ def test_label_names_where_the_files_carry_none(runs, capsys, tmp_path):
     assert values["accuracy"] == trained["accuracy"] and values["f1_of"] == trained["f1_of"]
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_a_base_for_a_whole_model_is_told_to_be_of_no_use(runs, merged, capsys, tmp_path):
+    """`inspect` has a use for it: what the model was before it learned."""
+
+    def warned(folder: Path, base: str, *way: object) -> list[str]:
+        capsys.readouterr()
+        assert cli.main(list(map(str, [*way, "--adapter", folder, "--model", base]))) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "--model" in line]
+
+    ways = [["predict", "a film"], ["explain", "a film"], ["merge", "--out", tmp_path / "merged"]]
+    ways += [["evaluate", "--dataset", "bundled", "--output-dir", tmp_path / "evaluated"]]
+    for way, folder in zip(ways, [runs / "full", merged[0] / "lora"] * 2, strict=True):
+        (told,) = warned(folder, "another", *way)
+        assert told.startswith(f"warning: --model 'another' is of no use with {folder}, and left out")
+    assert not warned(runs / "lora", "bundled", "predict", "a film")
+
+
 def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch):
     """A whole run on a file, its subset drawn, and the file evaluated; then as it is no longer the same."""
     monkeypatch.chdir(tmp_path)
