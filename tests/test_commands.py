@@ -167,6 +167,9 @@ def test_evaluate_cuts_sentences_where_the_run_did(capsys, tmp_path):
     assert longer["evaluation"]["probabilities"] != own["evaluation"]["probabilities"]
     (run / "results.json").unlink()
     assert measured()["config"]["max_length"] == 128
+    beside = ["--max-length", 5, "--output-dir", run]  # an evaluation's record says nothing of a training
+    printed(capsys, "evaluate", "--adapter", run, *dataset, "--device", "cpu", *beside)
+    assert measured()["config"]["max_length"] == 128
 
 
 def test_evaluate_leaves_a_trainings_results_alone(runs, capsys):
