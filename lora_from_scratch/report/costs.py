@@ -104,7 +104,7 @@ def validation(dataset: Dataset, looks: Looks, name: str) -> Picture | None:
 
 
 def curve(variant: Variant, key: str, column: int) -> Curve:
-    """(step, mean over the finished runs), which have the same steps; without those where one was no number."""
+    """(step, mean over the finished runs), which have the same steps; those without a number are left out."""
     each = [run[key] for run in done(variant) if run[key]]
     values = ((rows[0][0], [row[column] for row in rows]) for rows in zip(*each, strict=False))
     return [(step, sum(of) / len(of)) for step, of in values if None not in of]

@@ -76,7 +76,7 @@ def evaluation_record(
 
 
 def read_record(folder: Path) -> dict[str, object]:
-    """What a run's results.json holds; nothing where it is not there, or an evaluation's or somebody else's."""
+    """What a run's results.json holds; nothing where none is there, or an evaluation's or somebody else's."""
     try:
         record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         if record.get("kind", "run") != "run":
