@@ -315,6 +315,11 @@ def test_at_a_terminal_it_says_what_it_waits_for(runs, capsys, monkeypatch):
     assert said == ["waiting for texts, one a line; end with Ctrl-D (on Windows Ctrl-Z and Enter)\n", ""]
 
 
+def test_a_label_with_a_line_break_stays_on_its_line():
+    """A cell in quotation marks may hold one."""
+    assert commands._as_line(labelling.Prediction("so\n\tso", 0.5, "a\nb")) == "so so\t0.5000\ta b"
+
+
 def test_what_the_terminal_cannot_encode_is_escaped(runs, monkeypatch):
     for flags, expected in ((["caf\u00e9"], b"\tcaf\\xe9\n"), (["--json", "caf\u00e9"], b'"caf\\u00e9"}\n')):
         written = io.BytesIO()

@@ -56,8 +56,8 @@ def predict(
 
     `typed`: somebody is typing the texts.
 
-    Printed are label, probability and text, tab-separated (a tab or line break inside a text becomes a
-    space), or one JSON object a line. Every line gets its answer, without a label where it is blank, so that
+    Printed are label, probability and text, tab-separated (a tab or line break inside label or text
+    becomes a space), or one JSON object a line. Every line gets its answer, without a label where it is blank, so that
     answers and lines stay side by side.
     """
     with told_while("loading the model", unless=typed):
@@ -204,7 +204,8 @@ def _new_folder(name: str) -> Path:
 def _as_line(prediction: Prediction) -> str:
     if prediction.label is None:
         return "\t\t"
-    return f"{prediction.label}\t{prediction.probability:.4f}\t{' '.join(prediction.text.split())}"
+    label, text = (" ".join(one.split()) for one in (prediction.label, prediction.text))
+    return f"{label}\t{prediction.probability:.4f}\t{text}"
 
 
 def _as_json(prediction: Prediction, ascii_alone: bool) -> str:
