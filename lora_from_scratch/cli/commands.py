@@ -56,8 +56,8 @@ def predict(
 
     `typed`: somebody is typing the texts.
 
-    Printed are label, probability and text, tab-separated (a tab or line break inside label or text
-    becomes a space), or one JSON object a line. Every line gets its answer, without a label where it is blank, so that
+    Printed are label, probability and text, tab-separated (a tab or line break inside label or text becomes a
+    space), or one JSON object a line. Every line gets its answer, without a label where it is blank, so that
     answers and lines stay side by side.
     """
     with told_while("loading the model", unless=typed):
