@@ -223,7 +223,7 @@ class Screen(io.StringIO):
 PREDICT = ["predict", "--adapter", ".", "a film"]
 WAITS = {  # the command line, and where it is held up
     "imports": (PREDICT, "lora_from_scratch.cli.main.go_offline_if_unreachable"),
-    "model": (PREDICT, "lora_from_scratch.cli.commands.load_adapted"),
+    "model": (PREDICT, "lora_from_scratch.cli.commands.loaded"),
     "run": (BUNDLED, "lora_from_scratch.cli.one_run.go_offline_if_unreachable"),
     "sentences": (BUNDLED, "lora_from_scratch.runs.prepare.prepare"),
 }

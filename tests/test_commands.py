@@ -167,6 +167,9 @@ def test_evaluate_cuts_sentences_where_the_run_did(capsys, tmp_path):
     assert longer["evaluation"]["probabilities"] != own["evaluation"]["probabilities"]
     (run / "results.json").unlink()
     assert measured()["config"]["max_length"] == 128
+    beside = ["--max-length", 5, "--output-dir", run]  # an evaluation's record says nothing of a training
+    printed(capsys, "evaluate", "--adapter", run, *dataset, "--device", "cpu", *beside)
+    assert measured()["config"]["max_length"] == 128
 
 
 def test_evaluate_leaves_a_trainings_results_alone(runs, capsys):
@@ -312,6 +315,11 @@ def test_at_a_terminal_it_says_what_it_waits_for(runs, capsys, monkeypatch):
     assert said == ["waiting for texts, one a line; end with Ctrl-D (on Windows Ctrl-Z and Enter)\n", ""]
 
 
+def test_a_label_with_a_line_break_stays_on_its_line():
+    """A cell in quotation marks may hold one."""
+    assert commands._as_line(labelling.Prediction("so\n\tso", 0.5, "a\nb")) == "so so\t0.5000\ta b"
+
+
 def test_what_the_terminal_cannot_encode_is_escaped(runs, monkeypatch):
     for flags, expected in ((["caf\u00e9"], b"\tcaf\\xe9\n"), (["--json", "caf\u00e9"], b'"caf\\u00e9"}\n')):
         written = io.BytesIO()
@@ -454,6 +462,23 @@ def test_label_names_where_the_files_carry_none(runs, capsys, tmp_path):
     trained = json.loads((runs / "lora" / "results.json").read_text())
     assert values["data"]["label_names"] == ["negative", "positive"]
     assert values["accuracy"] == trained["accuracy"] and values["f1_of"] == trained["f1_of"]
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_a_base_for_a_whole_model_is_told_to_be_of_no_use(runs, merged, capsys, tmp_path):
+    """`inspect` has a use for it: what the model was before it learned."""
+
+    def warned(folder: Path, base: str, *way: object) -> list[str]:
+        capsys.readouterr()
+        assert cli.main(list(map(str, [*way, "--adapter", folder, "--model", base]))) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "--model" in line]
+
+    ways = [["predict", "a film"], ["explain", "a film"], ["merge", "--out", tmp_path / "merged"]]
+    ways += [["evaluate", "--dataset", "bundled", "--output-dir", tmp_path / "evaluated"]]
+    for way, folder in zip(ways, [runs / "full", merged[0] / "lora"] * 2, strict=True):
+        (told,) = warned(folder, "another", *way)
+        assert told.startswith(f"warning: --model 'another' is of no use with {folder}, and left out")
+    assert not warned(runs / "lora", "bundled", "predict", "a film")
 
 
 def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch):

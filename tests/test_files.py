@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -37,6 +38,31 @@ def test_a_full_disk_is_told_with_the_folder(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*/new'$"), appearing(tmp_path / "new"):
         Path("/dev/full").write_text("one")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_error_names_the_files_as_they_will_be_called(tmp_path, there):
+    """Whoever reads it knows nothing of the folder aside; one folder may appear inside another."""
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    for make in (
+        lambda path: OSError(f"{path}: Error while serializing: no room"),  # as safetensors tells it
+        lambda path: OSError(errno.ENOSPC, "No room", str(path)),
+        lambda path: OSError(errno.EXDEV, "No link", str(path), None, str(path)),
+    ):
+        with pytest.raises(OSError) as found, appearing(folder) as outer, appearing(outer) as aside:
+            raise make(aside / "weights")
+        assert str(found.value) == str(make(folder / "weights"))
+
+
+def test_a_disk_without_room_for_a_folder_is_told_with_its_name(tmp_path, monkeypatch):
+    def no_room(path: str, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No room", path)
+
+    monkeypatch.setattr(os, "mkdir", no_room)
+    with pytest.raises(OSError, match=f"No room: '{tmp_path / 'run'}'$"), appearing(tmp_path / "run"):
+        pass
 
 
 def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):

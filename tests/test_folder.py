@@ -468,7 +468,26 @@ def test_a_full_disk_under_a_whole_checkpoint_is_one_line_too(tmp_path, capsys, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     err = capsys.readouterr().err
-    assert "File too large" in err and "Traceback" not in err
+    assert f"error: {tmp_path / 'run'}: " in err and "File too large" in err and "Traceback" not in err
+    assert names(tmp_path) == {"elsewhere"} and not names(tmp_path / "elsewhere")
+
+
+def test_a_full_disk_under_a_tokenizer_is_one_line_that_names_the_folder(tmp_path, capsys, monkeypatch):
+    """tokenizers raises a plain Exception for it; the run's own folder is the one that its user knows."""
+    import tempfile
+
+    from transformers import PreTrainedTokenizerBase
+
+    def no_room(*_: object, **__: object) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", no_room)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    flags = [*FLAGS[:-2], "--method", "full", "--output-dir", str(tmp_path / "run")]
+    assert cli.main(flags) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line == f"error: {tmp_path / 'run'}: No space left on device (os error 28)"
     assert names(tmp_path) == {"elsewhere"} and not names(tmp_path / "elsewhere")
 
 

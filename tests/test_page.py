@@ -19,7 +19,7 @@ from comparisons import RANKS, RATES, SIX, a_comparison, some_rates
 from sklearn.metrics import confusion_matrix
 
 from lora_from_scratch.methods import METHODS
-from lora_from_scratch.report import page, palette, published
+from lora_from_scratch.report import costs, page, palette, published
 from lora_from_scratch.report.drawing import Picture
 from lora_from_scratch.report.exports import comparison_csv, comparison_markdown
 from lora_from_scratch.report.rates_picture import draw, parabola, rates_picture
@@ -624,3 +624,10 @@ def test_the_page_in_a_browser(tmp_path, monkeypatch):
         labels = shown.locator("#data1-variants tbody tr th bdi").all_inner_texts()
         assert labels == [variant["label"] for variant in dataset["variants"]]
         assert shown.locator("#data1-every-run tbody tr").count() == comparison["planned"]
+
+
+def test_a_step_at_which_a_run_was_no_number_is_left_out_of_the_curve():
+    """Logits that overflow in fp16, say: the record then has null, and the page is drawn all the same."""
+    measured = ([[10, 0.5, 80.0], [20, None, None]], [[10, 0.5, 90.0], [20, 0.4, 91.0]])
+    runs = [{"status": "done", "validation": rows} for rows in measured]
+    assert costs.curve({"runs": runs}, "validation", 2) == [(10, 85.0)]

@@ -384,6 +384,23 @@ def test_what_failed_is_tried_again_and_what_is_done_is_not(tmp_path, quick, sha
     assert tried == ["head 0", "none 0"] and all(one["status"] == "done" for one in going.outcomes.values())
 
 
+def test_what_another_process_has_done_meanwhile_is_taken(tmp_path, quick, shared, failing, monkeypatch):
+    """It works in the same folder: what it finished is not repeated, nor replaced by a failure."""
+    plan, other = plan_of(quick, shared, "none", "head"), Going(Cells(tmp_path), shared)
+    tried, execute = failing({}), of_going.execute
+
+    def overtaken(prepared, checkpoints=None):
+        monkeypatch.setattr(of_going, "execute", execute)
+        other.through(plan, "test")
+        raise FileNotFoundError("the other's checkpoint is gone")
+
+    monkeypatch.setattr(of_going, "execute", overtaken)
+    going = Going(Cells(tmp_path), shared)
+    going.through(plan, "test")
+    assert tried == ["none 0", "head 0"]
+    assert going.outcomes == other.outcomes == Going(Cells(tmp_path), shared).done(plan)
+
+
 def test_three_equal_failures_in_a_row_end_it(tmp_path, quick, shared, failing):
     tried = failing({"head": RuntimeError("no memory"), "lora": RuntimeError("no memory")})
     going = Going(Cells(tmp_path), shared)

@@ -1508,6 +1508,11 @@ FRONT_DOOR = [
         "error: unrecognized arguments: --max-length; see run.py predict --help",
     ),
     Case(
+        "no flag of tune, and like another by its dashes alone",
+        "tune --lr 0.1",
+        "error: unrecognized arguments: --lr; see run.py tune --help",
+    ),
+    Case(
         "a flag without its value",
         "--model",
         "error: argument --model: expected one argument; see run.py --help",

@@ -52,7 +52,6 @@ def test_students_t_is_scipys(nu):
         expected = stats.t.sf(t, nu)
         assert student_t.survival(t, nu) == pytest.approx(expected, rel=1e-10, abs=1e-300)
         assert student_t.survival(-t, nu) == pytest.approx(1 - expected, rel=1e-10)
-        assert student_t.cdf(t, nu) == pytest.approx(stats.t.cdf(t, nu), abs=1e-10)
     for p in [1e-6, 0.005, 0.025, 0.3, 0.5, 0.6, 0.8, 0.95, 0.975, 0.995, 0.9999]:
         assert student_t.quantile(p, nu) == pytest.approx(stats.t.ppf(p, nu), rel=1e-10, abs=1e-10)
 

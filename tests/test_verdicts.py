@@ -252,6 +252,14 @@ def test_a_headline_without_much_to_say():
     )
 
 
+def test_a_headline_counts_comparisons_with_the_reference_alone():
+    """Variants of another method are compared with its first one, too (`summary._compared`)."""
+    found = [*comparisons({"full": "better"}), *comparisons({"full, lr 1": "worse"}, "full")]
+    assert headline(found, MEANS, "lora") == (
+        "full has the highest mean accuracy, 88.25 %; against lora (86.93 %), full is better."
+    )
+
+
 def test_a_headline_is_short_whatever_was_found():
     names = [name for name in MEANS if name != "lora"]
     verdicts = ("better", "worse", "equivalent", "not shown", "too few seeds")

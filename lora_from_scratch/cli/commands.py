@@ -16,7 +16,7 @@ from transformers import GPT2ForSequenceClassification
 from lora_from_scratch.base.load import load_model
 from lora_from_scratch.base.precisions import KEY, base_precision, rounded
 from lora_from_scratch.cli.loading import told_while
-from lora_from_scratch.cli.naming import named
+from lora_from_scratch.cli.naming import loaded, named
 from lora_from_scratch.cli.one_line import speaks_utf8
 from lora_from_scratch.core.surgery import merge_lora
 from lora_from_scratch.data.batches import tokenize
@@ -24,7 +24,7 @@ from lora_from_scratch.data.dataset import BUNDLED, load_dataset, load_labelled
 from lora_from_scratch.data.rows import Rows
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import checkpoint, peft
-from lora_from_scratch.formats.adapted import Adapted, load_adapted
+from lora_from_scratch.formats.adapted import Adapted
 from lora_from_scratch.formats.whole_files import appearing
 from lora_from_scratch.methods import method_named
 from lora_from_scratch.report.screen import not_beaten, summary
@@ -56,12 +56,12 @@ def predict(
 
     `typed`: somebody is typing the texts.
 
-    Printed are label, probability and text, tab-separated (a tab or line break inside a text becomes a
+    Printed are label, probability and text, tab-separated (a tab or line break inside label or text becomes a
     space), or one JSON object a line. Every line gets its answer, without a label where it is blank, so that
     answers and lines stay side by side.
     """
     with told_while("loading the model", unless=typed):
-        adapted = named(load_adapted(adapter, model), label_names)
+        adapted = named(loaded(adapter, model), label_names)
         merge_lora(adapted.model.to(resolve_device(device)))
     if table:
         path, rows, output = table
@@ -81,7 +81,7 @@ def merge(adapter: Path, model: str | None, out: Path) -> None:
     """
     from transformers import AutoModelForSequenceClassification
 
-    adapted, texts = load_adapted(adapter, model), _probe()
+    adapted, texts = loaded(adapter, model), _probe()
     way = method_named(adapted.method) if adapted.method else None
     if way and not way.merges:
         what = f"what --method {adapted.method} trains has no place in a plain checkpoint"
@@ -104,7 +104,7 @@ def evaluate_dataset(adapter: Path, label_names: list[str] | None, asked: RunCon
 
     `asked.model` is the base. UserError if a label is not among the model's, or its logits are not finite.
     """
-    adapted = named(load_adapted(adapter, asked.model), label_names)
+    adapted = named(loaded(adapter, asked.model), label_names)
     device = adapted.model.to(resolve_device(asked.device)).device
     precision = resolve_precision(asked.precision, device)
     length = length_to_measure(asked.max_length, read_record(adapter), adapted.model.config)
@@ -137,7 +137,7 @@ def verify(adapter: Path, model: str | None) -> None:
         raise UserError("verify compares with PEFT, which is not installed: pip install peft") from None
     if not peft.is_in(adapter):
         raise UserError(f"{adapter} holds no {peft.FILES[0]}: it is not in the format that PEFT reads")
-    ours, texts = load_adapted(adapter, model), _probe()
+    ours, texts = loaded(adapter, model), _probe()
     expected = _our_logits(ours, texts)
 
     def fresh_base() -> GPT2ForSequenceClassification:
@@ -204,7 +204,8 @@ def _new_folder(name: str) -> Path:
 def _as_line(prediction: Prediction) -> str:
     if prediction.label is None:
         return "\t\t"
-    return f"{prediction.label}\t{prediction.probability:.4f}\t{' '.join(prediction.text.split())}"
+    label, text = (" ".join(one.split()) for one in (prediction.label, prediction.text))
+    return f"{label}\t{prediction.probability:.4f}\t{text}"
 
 
 def _as_json(prediction: Prediction, ascii_alone: bool) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from lora_from_scratch.base.load import display_name
 from lora_from_scratch.cli.loading import told_while
-from lora_from_scratch.cli.naming import named
+from lora_from_scratch.cli.naming import loaded, named
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import peft
-from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.formats.whole_files import appearing
 from lora_from_scratch.lens import truncate as smaller
 from lora_from_scratch.lens.glass_box import glass_box
@@ -31,7 +30,7 @@ def explain(
 ) -> None:
     """Print what `glass_box` saw; with a folder, write it there too, as a page and as JSON."""
     with told_while("loading the model"):
-        adapted = load_adapted(adapter, model)
+        adapted = loaded(adapter, model)
     base = None if adapted.base_name is None else display_name(adapted.base_name)
     ranks = [layer.rank for _, layer in lora_layers(adapted.model)]
     about = {"adapter": str(adapter), "base": base, "asked_rank": asked_rank(read_record(adapter), ranks)}
@@ -71,7 +70,7 @@ def truncate(adapter: Path, model: str | None, rank: int, out: Path) -> None:
     UserError where there is no B A to take them from.
     """
     with told_while("loading the model"):
-        adapted = load_adapted(adapter, model)
+        adapted = loaded(adapter, model)
     check_layers(adapted.model, adapter, "truncate")
     ranks = [layer.rank for _, layer in lora_layers(adapted.model)]
     if not ranks:

@@ -1,8 +1,20 @@
-"""Label names by the command line, for files that carry none."""
+"""What the command line names beside the folder of a run: its base, and label names where it carries none."""
+
+import warnings
+from pathlib import Path
 
 from lora_from_scratch.data.labels import plain
 from lora_from_scratch.errors import UserError, quoted
-from lora_from_scratch.formats.adapted import Adapted
+from lora_from_scratch.formats.adapted import Adapted, load_adapted
+
+
+def loaded(folder: Path, base: str | None) -> Adapted:
+    """The adapted model of a folder, on this base if one is named; a whole model has none, and a warning."""
+    adapted = load_adapted(folder, base)
+    if base is not None and adapted.base_name is None:
+        told = f"--model {quoted(base, length=60)} is of no use with {folder}, and left out"
+        warnings.warn(f"{told}; that is a whole model, and needs no base", stacklevel=2)
+    return adapted
 
 
 def named(adapted: Adapted, names: list[str] | None) -> Adapted:

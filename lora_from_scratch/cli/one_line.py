@@ -32,9 +32,12 @@ def speaks() -> bool:
 
 
 def nearest(word: str, names: Iterable[str], lead: str = "") -> str:
-    """ "; did you mean NAME?", or nothing where no name is like it. Names in capitals are like small ones."""
-    small = {name.lower(): name for name in names}
-    found = get_close_matches(word.lower(), small, n=1, cutoff=0.6)
+    """ "; did you mean NAME?", or nothing where no name is like it.
+
+    Names in capitals are like small ones; that both are flags does not make two names alike.
+    """
+    small = {name.lower().lstrip("-"): name for name in names}
+    found = get_close_matches(word.lower().lstrip("-"), small, n=1, cutoff=0.6)
     return f"; did you mean {lead}{small[found[0]]}?" if found else ""
 
 

@@ -44,7 +44,13 @@ class Cells:
             return None
 
     def write(self, key: dict[str, object], cell: dict[str, object]) -> dict[str, object]:
-        """Keep what it left; returns it as it will be read. UserError if there is no room for it."""
+        """Keep what it left; returns it as it will be read. UserError if there is no room for it.
+
+        Where it failed and another process, at work in the same folder, has done it meanwhile, that stays.
+        """
+        there = self.read(key)
+        if cell["status"] == FAILED and there and there["status"] == DONE:
+            return there
         text = as_json({"key": _plain(key), **cell})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # not by renaming: another process may be faster

@@ -68,11 +68,13 @@ class Going:
             try:
                 for number, cell in enumerate(left):
                     bar.set_postfix_str(f"{cell}{_time_left(left[number:], self.outcomes)}")
-                    outcome = self.cells.write(self._key(cell), self._run(cell))
+                    key = self._key(cell)
+                    by_now = self.done([cell]).get(cell)  # by another process, at work in the same folder
+                    outcome = by_now or self.cells.write(key, self._run(cell))
                     self.outcomes[cell] = outcome
                     # Kept, or lost by its rate: nothing has to go on from a checkpoint.
                     if outcome["status"] == DONE or OF_A_RATE in outcome["error"]:
-                        Checkpoints(self.cells.checkpoints(self._key(cell)), {}).clear()
+                        Checkpoints(self.cells.checkpoints(key), {}).clear()
                     bar.update()
                     self._tell(cell, outcome)
                     error = outcome.get("error")
@@ -118,12 +120,12 @@ class Going:
             return {"status": FAILED, "error": kind + first_line(error)}
 
     def _checkpoints(self, cell: Cell) -> Checkpoints:
-        """Those of a run, which goes on where it was interrupted, unless what is there is damaged."""
+        """Those of a run, which goes on where it was interrupted, unless what is there cannot be read."""
         key = self._key(cell)
         folder, found = self.cells.checkpoints(key), None
         try:
             found = newest(folder)
-        except UserError as error:
+        except (UserError, OSError) as error:
             warnings.warn(f"{first_line(error)}: begun again", stacklevel=2)
         return Checkpoints(folder, key, cell.config.checkpoint_every, found[1] if found else None)
 

@@ -12,11 +12,6 @@ from statistics import NormalDist
 TINY = 1e-300  # in place of a denominator of 0
 
 
-def cdf(t: float, nu: float) -> float:
-    """P(T <= t)."""
-    return 1 - survival(t, nu)
-
-
 def survival(t: float, nu: float) -> float:
     """P(T > t), to all its digits also where it is small."""
     if t < 0:

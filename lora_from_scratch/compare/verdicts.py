@@ -81,8 +81,9 @@ def verdict_on(estimate: Estimate, p_holm: float, margin: float | None) -> str:
 def headline(comparisons: Sequence[Comparison], means: Mapping[str, float | None], reference: str) -> str:
     """The one sentence to open with: who has the highest mean, what is shown against the reference, what not.
 
-    `means` are accuracies in percent, None for a method of which no run is done. At most 250 characters:
-    where there are too many names, they are counted.
+    `means` are accuracies in percent, None for a method of which no run is done. Comparisons with another
+    than the reference have no part in it. At most 250 characters: where there are too many names, they are
+    counted.
     """
     known = {name: mean for name, mean in means.items() if mean is not None}
     if not known:
@@ -96,7 +97,7 @@ def headline(comparisons: Sequence[Comparison], means: Mapping[str, float | None
     for naming in (_names, lambda names: str(len(names))):
         found = []
         for verdict, (one, several) in _FOUND.items():
-            names = [each.a for each in comparisons if each.verdict == verdict]
+            names = [each.a for each in comparisons if (each.b, each.verdict) == (reference, verdict)]
             if names:
                 found.append((one if len(names) == 1 else several).format(naming(names)))
         sentence = f"{opening}; against {against}, {_listed(found, ', and ')}." if found else f"{opening}."

@@ -4,8 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.base.model_files import check_format
 from lora_from_scratch.data.lines import refuse_pointer
@@ -26,9 +24,11 @@ def save(adapted: Adapted, folder: Path) -> None:
     """Write configuration with label names, weights and tokenizer; raises `OSError` if there is no room."""
     try:
         adapted.model.save_pretrained(folder)
-    except SafetensorError as error:  # how safetensors reports the operating system's refusals
+        adapted.tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors and tokenizers have their own for the system's refusals
+        if "(os error " not in str(error):
+            raise
         raise OSError(f"{folder}: {error}") from error
-    adapted.tokenizer.save_pretrained(folder)
     if (folder / WEIGHTS).exists():  # transformers writes several in its place where one would be huge
         seal(folder / WEIGHTS, {"format": "pt"}, _beside(folder))
 

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -43,8 +44,8 @@ def appearing(folder: Path) -> Iterator[Path]:
             aside.rename(folder)
         _flush_folder(place)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
-            error.filename = str(folder)  # a file that is written to does not say which one it is
+        if isinstance(error, OSError):
+            _name_as_known(error, str(place / prefix), folder)
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
         for path in made:  # unless somebody has put something there meanwhile
@@ -65,6 +66,18 @@ def clear_litter(folder: Path) -> None:
     and of that folder itself, which appears with its first files."""
     for where in (folder, folder.parent):
         _clear_litter(where, _prefix(folder), 0)
+
+
+def _name_as_known(error: OSError, aside: str, folder: Path) -> None:
+    """Let an error speak of the folder that was asked for, not of the one whose path begins with `aside`."""
+
+    mark = re.compile(re.escape(aside) + r"\w+")
+    error.args = tuple(mark.sub(lambda _: str(folder), a) if isinstance(a, str) else a for a in error.args)
+    for which in ("filename", "filename2"):
+        if isinstance(path := getattr(error, which), str):  # to set what is not there would show as None
+            setattr(error, which, mark.sub(lambda _: str(folder), path))
+    if error.errno in NO_ROOM and error.filename is None:  # a file that is written to does not say which
+        error.filename = str(folder)
 
 
 def _prefix(folder: Path) -> str:

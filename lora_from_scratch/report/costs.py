@@ -104,9 +104,10 @@ def validation(dataset: Dataset, looks: Looks, name: str) -> Picture | None:
 
 
 def curve(variant: Variant, key: str, column: int) -> Curve:
-    """(step, mean over the finished runs); the runs of a variant have the same steps."""
+    """(step, mean over the finished runs), which have the same steps; those without a number are left out."""
     each = [run[key] for run in done(variant) if run[key]]
-    return [(rows[0][0], sum(row[column] for row in rows) / len(rows)) for rows in zip(*each, strict=False)]
+    values = ((rows[0][0], [row[column] for row in rows]) for rows in zip(*each, strict=False))
+    return [(step, sum(of) / len(of)) for step, of in values if None not in of]
 
 
 def _over_steps(

@@ -76,11 +76,13 @@ def evaluation_record(
 
 
 def read_record(folder: Path) -> dict[str, object]:
-    """What results.json holds; nothing where it is not there, or somebody else's."""
+    """What a run's results.json holds; nothing where none is there, or an evaluation's or somebody else's."""
     try:
         record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        if record.get("kind", "run") != "run":
+            return {}
         return record if isinstance(record["config"], dict) and isinstance(record["data"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
