@@ -6,6 +6,7 @@ this file too, and these wait for it.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets read it: no test asks the network
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it; the processes that tests start inherit it
 
+import forks
 import pytest
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from lora_from_scratch.data.batches import TokenizedExamples
 
+gc.disable()  # what the test files import is no garbage, and to look through it takes seconds
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 
 # The files that take longest, first: two workers then end at about the same time.
@@ -53,6 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Once the test files are imported, and before a test; the process that hands tests out has none."""
+    gc.freeze()
+    gc.enable()
+    if session.items and not session.config.option.collectonly and hasattr(os, "fork"):
+        forks.keep_one()
+
+
 def tiny_config(**changes: object) -> GPT2Config:
     """GPT-2's architecture at width 16: 2 blocks, 2 heads, 50 tokens, 32 positions; token 0 pads."""
     from transformers import GPT2Config
@@ -74,6 +86,23 @@ def few_sentences(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "BUNDLED_DATASET", few)
         yield
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For the bundled model a tiny one of random weights, where it does not matter what it has learned."""
+    from small_runs import write_base
+
+    from lora_from_scratch.base import load
+    from lora_from_scratch.formats import peft, peft_base
+
+    folder = write_base(
+        tmp_path_factory.mktemp("tiny") / "bundled" / load.BUNDLED_MODEL.name, n_positions=128
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (load, peft, peft_base):
+            patch.setattr(module, "BUNDLED_MODEL", folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")
