@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
     from lora_from_scratch.data.batches import TokenizedExamples
 
-gc.disable()  # what the test files import is no garbage, and to look through it takes seconds
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("tutorial", "commands", "hub", "sentences", "folder", "family_lora", "processes", "resume", "page")
-LONGEST += ("killed", "quantised", "lens_page", "explain", "no_pickle", "cli")
+LONGEST = ("tutorial", "commands", "hub", "processes", "family_lora", "sentences", "page", "lens_page")
+LONGEST += ("resume", "quantised", "no_pickle", "explain", "folder", "benchmarks", "killed", "cli")
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -46,6 +45,7 @@ def __getattr__(name: str) -> tuple[str, ...]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # else xdist begins with the files of most tests
+    gc.disable()  # what the test files import is no garbage, and to look through it takes long
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
