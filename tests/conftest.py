@@ -6,6 +6,7 @@ this file too, and these wait for it.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets read it: no test asks the network
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it; the processes that tests start inherit it
 
+import forks
 import pytest
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("tutorial", "commands", "hub", "sentences", "folder", "family_lora", "processes", "resume", "page")
-LONGEST += ("killed", "quantised", "lens_page", "explain", "no_pickle", "cli")
+LONGEST = ("tutorial", "commands", "hub", "processes", "family_lora", "sentences", "page", "lens_page")
+LONGEST += ("resume", "quantised", "no_pickle", "explain", "folder", "benchmarks", "killed", "cli")
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -43,6 +45,7 @@ def __getattr__(name: str) -> tuple[str, ...]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # else xdist begins with the files of most tests
+    gc.disable()  # what the test files import is no garbage, and to look through it takes long
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Once the test files are imported, and before a test; the process that hands tests out has none."""
+    gc.freeze()
+    gc.enable()
+    if session.items and not session.config.option.collectonly and hasattr(os, "fork"):
+        forks.keep_one()
 
 
 def tiny_config(**changes: object) -> GPT2Config:
@@ -74,6 +86,23 @@ def few_sentences(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "BUNDLED_DATASET", few)
         yield
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For the bundled model a tiny one of random weights, where it does not matter what it has learned."""
+    from small_runs import write_base
+
+    from lora_from_scratch.base import load
+    from lora_from_scratch.formats import peft, peft_base
+
+    folder = write_base(
+        tmp_path_factory.mktemp("tiny") / "bundled" / load.BUNDLED_MODEL.name, n_positions=128
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (load, peft, peft_base):
+            patch.setattr(module, "BUNDLED_MODEL", folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Trains the same in one process and in several, for test_processes.py: `python several_processes.py FOLDER`.
+"""Trains the same in one process and in several, for test_processes.py, which calls `leave_all` in a fork.
 
-A program of its own, since it forks: a process in which a backward pass has run may not. Each scenario's
-processes leave their results in FOLDER, a file each.
+It forks for each process, which one in which a backward pass has run may not. Each scenario's processes leave
+their results in a folder, a file each.
 """
 
 from __future__ import annotations
@@ -18,13 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-os.environ |= {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-}  # no threads before a fork
-
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -34,15 +29,16 @@ from lora_from_scratch.cli.main import main
 from lora_from_scratch.methods import method_named
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
 from lora_from_scratch.runs.prepare import prepare
+from lora_from_scratch.runs.sources import Sources, find_sources
 from lora_from_scratch.train.checkpoints import Checkpoints, newest
 from lora_from_scratch.train.interrupts import Interrupted
 from lora_from_scratch.train.log import StepLog
 from lora_from_scratch.train.processes import joined, processes
 
-torch.set_num_threads(1)
 CPU = torch.device("cpu")
 METHODS = ("full", "lora", "prelayer", "prefix", "head", "lora-plus", "dora", "bitfit", "ia3")
 Results = dict[str, object]
+KEPT: dict[str, Sources] = {}  # what all forks have, by the folder of the base
 
 
 def sources(folder: Path) -> None:
@@ -63,6 +59,8 @@ def sources(folder: Path) -> None:
     (folder / "data").mkdir()
     for split, some in (("train", rows[:51]), ("validation", rows[51:])):
         (folder / "data" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *some]) + "\n")
+    for name in ("still", "drops"):
+        KEPT[str(folder / name)] = find_sources(config_of(folder, name), keep=True)
 
 
 def config_of(folder: Path, base: str = "still", **changes: object) -> RunConfig:
@@ -75,7 +73,7 @@ def config_of(folder: Path, base: str = "still", **changes: object) -> RunConfig
 
 def results_of(config: RunConfig, checkpoints: Checkpoints | None = None) -> Results:
     """What one of the processes has at the end: weights that learnt, log, scores, what is drawn next."""
-    prepared = prepare(config)
+    prepared = prepare(config, KEPT[config.model])
     with joined(CPU):
         training = train_prepared(prepared, checkpoints)
         evaluation = evaluate_prepared(prepared)
@@ -220,8 +218,12 @@ def command_line(folder: Path) -> None:
     together(folder, "command-2", 2, work)
 
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
+def leave_all(folder: str) -> None:
+    """Every scenario, one after the other."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # no threads before a fork
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    out = Path(folder)
     sources(out)
     same_weights(out)
     interruptions(out)

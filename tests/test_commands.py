@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import f1_score
+from small_runs import write_base
 from test_cli import BUNDLED, fails
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -41,12 +41,18 @@ TEXTS = ["a warm and funny film .", "dull", "it is not a bad film , and the end 
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def base(tmp_path_factory) -> str:
+    """A tiny one of random weights, found from anywhere."""
+    return str(write_base(tmp_path_factory.mktemp("base") / "tiny", n_positions=128))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, base) -> Path:
     """A folder with a run of every method that leaves something, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("runs")
     for method in KEPT:
         flags = ["--method", method, "--batch-size", "4", "--max-steps", "8", "--lr", "2e-3"]
-        assert cli.main([*BUNDLED, *flags, "--output-dir", str(folder / method)]) == 0
+        assert cli.main([*BUNDLED, "--model", base, *flags, "--output-dir", str(folder / method)]) == 0
     return folder
 
 
@@ -120,6 +126,8 @@ def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
     assert "beat always saying 'positive' (80.00 %)" in said.err  # what is said of one text is the same
     assert values["f1_of"] == "negative" and values["data"]["validation_classes"]["positive"] == 4
     labels, predictions = values["evaluation"]["labels"], values["evaluation"]["predictions"]
+    from sklearn.metrics import f1_score
+
     each = f1_score(labels, predictions, average=None)
     assert values["f1"] == pytest.approx(100 * each[0]) and each[0] != each[1]
     wrong = ["--dataset", "bundled", "--positive-class", "glad"]
@@ -130,25 +138,14 @@ def test_evaluate_reads_every_row_of_a_file(runs, capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_evaluate_cuts_sentences_where_the_run_did(capsys, tmp_path):
+def test_evaluate_cuts_sentences_where_the_run_did(base, capsys, tmp_path):
     """The figures are the run's own, to the bit, and others where --max-length asks for more."""
     rows = "".join(f"{'so ' * (i % 7)}{word} a film,{word}\n" for i in range(14) for word in ("good", "bad"))
     (tmp_path / "rows").mkdir()
     for name in ("train.csv", "dev.csv"):
         (tmp_path / "rows" / name).write_text(f"text,label\n{rows}")
     run, dataset = tmp_path / "run", ["--dataset", tmp_path / "rows"]
-    asked = [
-        "--model",
-        "bundled",
-        "--device",
-        "cpu",
-        "--method",
-        "head",
-        "--max-steps",
-        "2",
-        "--max-length",
-        "3",
-    ]
+    asked = ["--model", base, "--device", "cpu", "--method", "head", "--max-steps", "2", "--max-length", "3"]
     assert cli.main([*asked, *map(str, dataset), "--output-dir", str(run)]) == 0
     own = json.loads((run / "results.json").read_text())
     assert own["data"]["validation_truncated"] > 0
@@ -465,7 +462,7 @@ def test_label_names_where_the_files_carry_none(runs, capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_a_base_for_a_whole_model_is_told_to_be_of_no_use(runs, merged, capsys, tmp_path):
+def test_a_base_for_a_whole_model_is_told_to_be_of_no_use(base, runs, merged, capsys, tmp_path):
     """`inspect` has a use for it: what the model was before it learned."""
 
     def warned(folder: Path, base: str, *way: object) -> list[str]:
@@ -478,16 +475,16 @@ def test_a_base_for_a_whole_model_is_told_to_be_of_no_use(runs, merged, capsys, 
     for way, folder in zip(ways, [runs / "full", merged[0] / "lora"] * 2, strict=True):
         (told,) = warned(folder, "another", *way)
         assert told.startswith(f"warning: --model 'another' is of no use with {folder}, and left out")
-    assert not warned(runs / "lora", "bundled", "predict", "a film")
+    assert not warned(runs / "lora", str(base), "predict", "a film")
 
 
-def test_evaluate_tells_what_was_trained_on(runs, capsys, tmp_path, monkeypatch):
+def test_evaluate_tells_what_was_trained_on(base, capsys, tmp_path, monkeypatch):
     """A whole run on a file, its subset drawn, and the file evaluated; then as it is no longer the same."""
     monkeypatch.chdir(tmp_path)
     rows = [f"film {i},{('bad', 'good')[i % 2]}\n" for i in range(60)]
     Path("d.csv").write_text("text,label\n" + "".join(rows))
     flags = ["--method", "head", "--limit-train", "20", "--max-steps", "1", "--output-dir", "run"]
-    assert cli.main(["--model", "bundled", "--dataset", "d.csv", "--device", "cpu", *flags]) == 0
+    assert cli.main(["--model", base, "--dataset", "d.csv", "--device", "cpu", *flags]) == 0
     evaluation = ["evaluate", "--adapter", "run", "--dataset", "d.csv"]
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -631,7 +628,7 @@ def test_bad_folders_end_in_one_line(runs, capsys, tmp_path):
     save_file(tensors, weights, {"base_weights": "0" * 64})
     assert "trained on a base with other weights" in refused(adapter)
     save_file(tensors, weights, {"labels": '["a", "b", "c"]'})
-    assert "3 label names, but score.weight is (2, 256)" in refused(adapter)
+    assert "3 label names, but score.weight is (2, 16)" in refused(adapter)
     save_file(tensors, weights, {"labels": "["})
     assert "label names are damaged" in refused(adapter)
     assert "nowhere" in refused(runs / "lora", "--model", "./nowhere")
@@ -661,14 +658,14 @@ def test_a_file_of_texts_that_is_missing_or_not_utf8(runs, capsys, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_three_labels_from_a_csv_to_peft(capsys, tmp_path):
+def test_three_labels_from_a_csv_to_peft(base, capsys, tmp_path):
     """A file of one's own with three string labels: trains, predicts by name, merges, loads in PEFT."""
     moods = {"calm": "the sea is still and quiet", "angry": "he shouts and breaks it", "glad": "she laughs"}
     rows = [f'"{text} , {i}",{mood}' for i in range(20) for mood, text in moods.items()]
     (tmp_path / "moods.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     run = tmp_path / "run"
-    flags = ["--epochs", "10", "--lr", "5e-3", "--output-dir", str(run)]
-    assert cli.main([*BUNDLED, "--dataset", str(tmp_path / "moods.csv"), *flags]) == 0
+    flags = ["--epochs", "10", "--lr", "2e-2", "--output-dir", str(run)]
+    assert cli.main([*BUNDLED, "--model", base, "--dataset", str(tmp_path / "moods.csv"), *flags]) == 0
     record = json.loads((run / "results.json").read_text())
     assert (record["accuracy"], record["f1_of"]) == (100, "mean of all classes")
     out = printed(capsys, "predict", "--adapter", run, *moods.values())

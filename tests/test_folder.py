@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import in_a_fork
 
 from lora_from_scratch import RunConfig, UserError
 from lora_from_scratch.base.load import BUNDLED_MODEL
@@ -25,7 +25,7 @@ from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs.folder import check_folder, listed_files
 from lora_from_scratch.runs.prepare import prepare
 
-pytestmark = pytest.mark.usefixtures("few_sentences", "undrawn")
+pytestmark = pytest.mark.usefixtures("few_sentences", "tiny_bundle", "undrawn")
 QUICK = RunConfig(
     model="bundled", dataset="bundled", device="cpu", precision="fp32", limit_train=16, max_steps=1
 )
@@ -112,12 +112,12 @@ def test_random_weights_are_not_saved(tmp_path):
     assert set(train(tmp_path / "run", random_init=True)["files"]) == FIGURES | {"training.png"}
 
 
-def test_a_base_folder_is_named_so_that_it_is_found_from_anywhere(tmp_path, monkeypatch):
+def test_a_base_folder_is_named_so_that_it_is_found_from_anywhere(tmp_path, monkeypatch, tiny_bundle):
     monkeypatch.chdir(tmp_path)
-    Path("base").symlink_to(BUNDLED_MODEL)
+    Path("base").symlink_to(tiny_bundle)
     train(tmp_path / "out", model="base")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(BUNDLED_MODEL.resolve())
+    assert config["base_model_name_or_path"] == str(tiny_bundle.resolve())
 
 
 def test_the_record_says_what_was_measured_on_what(runs):
@@ -210,10 +210,10 @@ def test_the_cards_code_for_peft_runs(runs, monkeypatch):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def main_fails(capsys: pytest.CaptureFixture[str], folder: Path, status: int) -> str:
+def main_fails(capsys: pytest.CaptureFixture[str], folder: Path, status: int, *more: str) -> str:
     """Run into the folder, expect the exit status, and return the one line that says why."""
     capsys.readouterr()
-    assert cli.main([*FLAGS, "--output-dir", str(folder)]) == status
+    assert cli.main([*FLAGS, *more, "--output-dir", str(folder)]) == status
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith(("error: ", "interrupted", "warning: "))]
     lines = [line for line in lines if "always saying" not in line]  # true of a run that hardly trained
@@ -372,7 +372,8 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch, room):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
-        line = main_fails(capsys, tmp_path / "run", 0 if room == 25_000 else 2)
+        large = ("--model", str(BUNDLED_MODEL))  # a tiny one's weights are smaller than the figures
+        line = main_fails(capsys, tmp_path / "run", 0 if room == 25_000 else 2, *large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in line
@@ -384,29 +385,25 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch, room):
         assert names(tmp_path) == {"elsewhere"} and not names(tmp_path / "elsewhere")
 
 
+def killed_while_it_writes() -> None:
+    """A run, in a process of its own, that is killed once its weights are written beside its folder."""
+    from lora_from_scratch.formats import peft
+
+    whole = peft.save
+
+    def killed(*arguments: object) -> None:
+        whole(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    peft.save = killed
+    cli.main([*FLAGS, "--output-dir", "runs/mine"])
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_killed_while_it_writes_it_leaves_litter_that_the_next_run_takes_away(tmp_path):
-    program = f"""
-import os, signal, sys
-from lora_from_scratch.cli.main import main
-from lora_from_scratch.formats import peft
-whole = peft.save
-def killed(*arguments):
-    whole(*arguments)
-    os.kill(os.getpid(), signal.SIGKILL)
-peft.save = killed
-main({[*FLAGS, "--output-dir", "runs/mine"]!r})
-"""
     (tmp_path / "runs" / "neighbour").mkdir(parents=True)
     (tmp_path / "runs" / ".other.part-1").mkdir()
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-    )
-    assert done.returncode == -signal.SIGKILL
+    assert in_a_fork(killed_while_it_writes, folder=tmp_path).returncode == -signal.SIGKILL
     (litter,) = (tmp_path / "runs").glob(".mine.part-*")
     train(tmp_path / "runs" / "mine")
     assert litter.exists()  # young: its owner may still be writing
@@ -462,7 +459,7 @@ def test_a_full_disk_under_a_whole_checkpoint_is_one_line_too(tmp_path, capsys, 
     (tmp_path / "elsewhere").mkdir()
     flags = [*FLAGS[:-2], "--method", "full"]  # without LoRA's rank
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         assert cli.main([*flags, "--output-dir", str(tmp_path / "run")]) == 2
     finally:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from forks import in_a_fork
 
 ROOT = Path(__file__).parents[1]
 
 
+def killed_twenty_times(out: str) -> None:
+    """The script that does it a thousand times."""
+    sys.path.insert(0, "benchmarks")
+    sys.argv = ["benchmarks/killed_a_thousand_times.py", "--kills", "20", "--out", out]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 @pytest.mark.skipif(not hasattr(sys, "abiflags"), reason="this system cannot fork")
 def test_twenty_kills_change_not_a_bit(tmp_path):
-    """By the script that does it a thousand times: a fork of one process with everything loaded is a leg."""
+    """A fork of one process with everything loaded is a leg."""
     out = tmp_path / "killed.json"
-    command = [sys.executable, "benchmarks/killed_a_thousand_times.py", "--kills", "20", "--out", str(out)]
-    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # else another copy of the package, if one is installed
-    done = subprocess.run(command, cwd=ROOT, env=here, capture_output=True, text=True, timeout=120)
+    done = in_a_fork(killed_twenty_times, out, folder=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert {row["method"]: row["kills"] for row in found["results"]} == dict.fromkeys(

@@ -165,7 +165,7 @@ def from_the_page() -> type[Method]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.usefixtures("few_sentences", "undrawn")
+@pytest.mark.usefixtures("few_sentences", "tiny_bundle", "undrawn")
 def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, capsys):
     """It trains, is saved, comes back, predicts, is evaluated, merges, and has a card."""
     monkeypatch.setitem(METHODS, "layernorms", check(from_the_page()()))
@@ -175,7 +175,7 @@ def test_a_method_of_ones_own_is_one_class_and_one_line(tmp_path, monkeypatch, c
     run = ["--method", "layernorms", "--limit-train", "64", "--max-steps", "4", "--output-dir"]
     assert cli.main([*BUNDLED, *run, str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert record["adapter_parameters"] == (4 * 2 + 1) * 256 and record["head_parameters"] == 512
+    assert record["adapter_parameters"] == (2 * 2 + 1) * 16 and record["head_parameters"] == 32
     adapted = load_adapted(tmp_path / "run")
     assert adapted.model.transformer.h[0].ln_1.weight.requires_grad
     assert not adapted.model.transformer.h[0].ln_1.bias.requires_grad

@@ -36,26 +36,39 @@ NASTY = {
     ),
     "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd": ("head", {}, 512, 0.8),
 }
-KINDS = {
-    "six": a_comparison(margin=1.0, labels=[0, 1] * 436, failed={("prefix", 1): "the loss is nan at step 9"}),
-    "one seed": a_comparison(seeds=(7,), accounted=False),
-    "five seeds, no texts": a_comparison(seeds=range(5), texts=False),
-    "ranks": a_comparison(RANKS),
-    "rates": a_comparison(RATES),
-    "three classes, two datasets, unfinished": a_comparison(
+KINDS = {  # what `a_comparison` is asked
+    "six": dict(margin=1.0, labels=[0, 1] * 436, failed={("prefix", 1): "the loss is nan at step 9"}),
+    "one seed": dict(seeds=(7,), accounted=False),
+    "five seeds, no texts": dict(seeds=range(5), texts=False),
+    "ranks": dict(variants=RANKS),
+    "rates": dict(variants=RATES),
+    "three classes, two datasets, unfinished": dict(
         datasets=("a.csv", "<script>alert(1)</script>"),
         names=("angry", "calm", "glad & <b>"),
         planned=[("lora", 2), ("prefix", 0), ("prefix", 1), ("prefix", 2)],
         failed={("head", 0): "a <b>", ("head", 1): "a <b>", ("head", 2): "a <b>"},
     ),
-    "many classes": a_comparison(names=[f"class {i}" for i in range(12)], sentences=100),
-    "nasty": a_comparison(
-        NASTY, texts=['<script>alert("x")</script> & \u05e9\u05dc\u05d5\u05dd ' * 20] * 24, sentences=24
+    "many classes": dict(names=[f"class {i}" for i in range(12)], sentences=100),
+    "nasty": dict(
+        variants=NASTY,
+        texts=['<script>alert("x")</script> & \u05e9\u05dc\u05d5\u05dd ' * 20] * 24,
+        sentences=24,
     ),
-    "nothing done": a_comparison({"lora": SIX["lora"]}, seeds=(0,), planned=[("lora", 0)]),
+    "nothing done": dict(variants={"lora": SIX["lora"]}, seeds=(0,), planned=[("lora", 0)]),
 }
-EACH = pytest.mark.parametrize("comparison", KINDS.values(), ids=KINDS)
+EACH = pytest.mark.parametrize("comparison", KINDS, indirect=True)
 VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
+
+
+@cache
+def made(kind: str) -> dict:
+    """Once: made where the file is imported, every process that imports it would wait."""
+    return a_comparison(**KINDS[kind])
+
+
+@pytest.fixture
+def comparison(request: pytest.FixtureRequest) -> dict:
+    return made(request.param)
 
 
 class Page(HTMLParser):
@@ -138,13 +151,13 @@ def interval(pair: list[float], digits: int = 1) -> str:
 
 @cache
 def pictures_of(kind: str) -> dict[str, Picture]:
-    return page.comparison_pictures(KINDS[kind])
+    return page.comparison_pictures(made(kind))
 
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, Page]:
     drawn = {kind: pictures_of(kind) for kind in ("six", "nasty")}
-    return {kind: Page(page.comparison_page(KINDS[kind], drawn.get(kind, {}))) for kind in KINDS}
+    return {kind: Page(page.comparison_page(made(kind), drawn.get(kind, {}))) for kind in KINDS}
 
 
 @pytest.fixture
@@ -266,7 +279,7 @@ def test_sentences_are_counted_as_a_plain_loop_counts_them(comparison, shown):
 
 
 def test_flips_between_two_are_counted_both_ways(pages):
-    (dataset,) = KINDS["six"]["datasets"]
+    (dataset,) = made("six")["datasets"]
     variants = {v["label"]: v for v in dataset["variants"]}
     text = re.sub(r"\s+", " ", "".join(pages["six"].text))
     for one in dataset["comparisons"]:
@@ -283,7 +296,7 @@ def test_flips_between_two_are_counted_both_ways(pages):
 @pytest.mark.parametrize("kind", ["six", "three classes, two datasets, unfinished"])
 def test_confusion_matrices_are_those_of_scikit_learn(kind, pages):
     matrices = iter([rows for name, rows in pages[kind].tables.items() if name.startswith("matrix")])
-    for dataset in KINDS[kind]["datasets"]:
+    for dataset in made(kind)["datasets"]:
         for variant in filter(done, dataset["variants"]):
             said = [answer for run in done(variant) for answer in run["predictions"]]
             expected = confusion_matrix(dataset["labels"] * len(done(variant)), said)
@@ -299,7 +312,7 @@ def test_confusion_matrices_are_those_of_scikit_learn(kind, pages):
 
 
 def test_of_many_classes_the_commonest_mistakes_are_listed(pages):
-    dataset = KINDS["many classes"]["datasets"][0]
+    dataset = made("many classes")["datasets"][0]
     rows = next(rows for name, rows in pages["many classes"].tables.items() if name.startswith("matrix"))
     said = [run["predictions"] for run in dataset["variants"][0]["runs"]]
     pairs = [
@@ -380,7 +393,7 @@ def test_each_picture_shows_what_the_record_holds(kind, expected):
     found = pictures_of(kind)
     assert list(found) == expected.split()
     assert all(picture.png.startswith(b"\x89PNG") for picture in found.values())
-    (dataset,) = KINDS[kind]["datasets"]
+    (dataset,) = made(kind)["datasets"]
     for variant in filter(done, dataset["variants"]):
         mean = f"{variant['accuracy']['mean']:.2f}"
         assert mean in found["accuracy"].alt and f">{mean} (" in found["accuracy"].svg
@@ -408,7 +421,7 @@ def test_each_picture_shows_what_the_record_holds(kind, expected):
 
 
 def test_memory_is_told_where_most_and_least_of_it_learns(pages):
-    variants = [v for v in KINDS["six"]["datasets"][0]["variants"] if v["accounted"]]
+    variants = [v for v in made("six")["datasets"][0]["variants"] if v["accounted"]]
     text = "".join(pages["six"].text)
     for method in ("full", "head"):
         (v,) = [v for v in variants if v["label"] == method]
@@ -435,17 +448,17 @@ def test_means_over_survivors_say_so(pages):
     assert "Means over those runs that finished: prefix (2 of 3 runs)" in text
     found = pictures_of("six")
     assert all("prefix (2 of 3 runs)" in found[name].alt for name in ("accuracy", "time", "memory", "loss"))
-    assert "prefix (2 of 3 runs)" in comparison_markdown(KINDS["six"])
+    assert "prefix (2 of 3 runs)" in comparison_markdown(made("six"))
 
 
 def test_equal_comparisons_give_equal_bytes(tmp_path, monkeypatch):
     import matplotlib
 
     monkeypatch.setattr(page, "comparison_pictures", lambda comparison: pictures_of("ranks"))
-    names = page.write_comparison(KINDS["ranks"], tmp_path / "a")
+    names = page.write_comparison(made("ranks"), tmp_path / "a")
     monkeypatch.undo()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        assert page.write_comparison(KINDS["ranks"], tmp_path / "b") == names
+        assert page.write_comparison(made("ranks"), tmp_path / "b") == names
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(names)
     assert {"report.html", "table.md", "runs.csv", "accuracy.png", "rank.png"} <= set(names)
     for name in names:
@@ -464,7 +477,7 @@ def test_everything_is_written_or_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "comparison_pictures", lambda comparison: pictures_of("six"))
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError):
-        page.write_comparison(KINDS["ranks"], tmp_path)
+        page.write_comparison(made("ranks"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "an older one"
 
@@ -473,7 +486,7 @@ def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(tmp_path,
     for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert page.write_comparison(KINDS["six"], tmp_path) == ["report.html", "table.md", "runs.csv"]
+    assert page.write_comparison(made("six"), tmp_path) == ["report.html", "table.md", "runs.csv"]
     shown = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "svg" not in [tag for tag, _ in shown.tags]
     assert "".join(shown.text).count("There are no pictures: matplotlib is not installed.") == 1
@@ -556,7 +569,7 @@ def test_the_curve_of_a_tuning():
 
 
 def test_a_method_keeps_its_colour_and_its_shape():
-    one, other = palette.looks(KINDS["six"]), palette.looks(KINDS["ranks"])
+    one, other = palette.looks(made("six")), palette.looks(made("ranks"))
     assert list(one)[: len(METHODS)] == list(METHODS) and other.items() <= one.items()
     assert len({(look.colour, look.marker) for look in one.values()}) == len(one)
     first = list(one.values())[: len(palette.SERIES)]
@@ -614,7 +627,7 @@ def test_colours_are_told_apart_by_all_eyes(ground):
 
 
 def test_the_page_in_a_browser(tmp_path, monkeypatch):
-    comparison, pictures = KINDS["nasty"], pictures_of("nasty")
+    comparison, pictures = made("nasty"), pictures_of("nasty")
     monkeypatch.setattr(page, "comparison_pictures", lambda comparison: pictures)
     page.write_comparison(comparison, tmp_path)
     (dataset,) = comparison["datasets"]

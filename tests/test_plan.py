@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
-import time
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from forks import in_a_fork
 from small_runs import write_base
 
 from lora_from_scratch.compare import cells as of_cells
@@ -32,6 +32,7 @@ from lora_from_scratch.runs.config import RECIPES, RunConfig
 from lora_from_scratch.runs.execute import run
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.sources import Sources, find_sources
+from lora_from_scratch.train.log import StepLog
 
 ROOT = Path(__file__).parents[1]
 give_memory_back = of_going._give_memory_back
@@ -479,23 +480,28 @@ def test_the_time_left_is_what_runs_of_the_same_kind_took():
     assert of_going._time_left([other_data], took) == ", 6 min left", "its label says nothing of its length"
 
 
+def killed_in_its_second_run(model: str, dataset: str, out: str) -> None:
+    """`run.py compare`, in a process of its own, that is killed in the first step there is after a cell."""
+    add = StepLog.add
+
+    def killed(log: StepLog, *parts: object) -> None:
+        if list(Path(out, "cells").glob("*.json")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(log, *parts)
+
+    StepLog.add = killed
+    of_going.account = lambda prepared: None
+    flags = ["--model", model, "--dataset", dataset, "--max-steps", "2", "--precision", "fp32"]
+    plan = ["--methods", "none", "lora", "--seeds", "0", "1"]
+    sys.argv = ["run.py", "compare", *plan, *flags, "--output-dir", out]
+    runpy.run_path("run.py", run_name="__main__")
+
+
 def test_killed_and_started_again_it_goes_on(tmp_path, quick, shared, failing):
     """SIGKILL in the middle of a plan: the cells that were finished stay, and no other is there."""
-    quick = replace(quick, model="bundled")  # whose runs take longer than a look at the folder
-    command = [sys.executable, "run.py", "compare", "--methods", "none", "lora", "--seeds", "0", "1"]
-    command += ["--model", "bundled", "--dataset", quick.dataset, "--max-steps", "2", "--precision", "fp32"]
-    process = subprocess.Popen(
-        [*command, "--output-dir", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    done = in_a_fork(killed_in_its_second_run, quick.model, quick.dataset, tmp_path, folder=ROOT)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     cells = tmp_path / "cells"
-    while not list(cells.glob("*.json")) and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     done = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert 1 <= len(done) < 4
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import in_a_fork
 from safetensors.torch import load_file
+from several_processes import leave_all
 
 from lora_from_scratch import UserError
 from lora_from_scratch.cli.main import main
@@ -25,9 +24,7 @@ WIDTH = 16  # of the base in several_processes.py
 def left(tmp_path_factory) -> Path:
     """What the processes of every scenario left."""
     folder = tmp_path_factory.mktemp("processes")
-    program = [sys.executable, Path(__file__).with_name("several_processes.py"), folder]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=400)
+    done = in_a_fork(leave_all, folder, folder=folder)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
+import runpy
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_config
+from forks import in_a_fork
 from small_runs import (
     METHODS,
     RELATIVES,
@@ -66,34 +71,35 @@ def resumed(path: Path, **changes: object):
     return trained(ready(**changes), Checkpoints(path.parent / "on", {}, 10**6, read(path)[1]))
 
 
+def stop_in(step: int | None, patch: pytest.MonkeyPatch, add: Callable[..., None] = StepLog.add) -> None:
+    """From here on Ctrl-C comes within that step; never again if None."""
+
+    def add_and_stop(log: StepLog, *arguments: object) -> None:
+        add(log, *arguments)
+        if len(log) == step:
+            signal.raise_signal(signal.SIGINT)
+
+    patch.setattr(StepLog, "add", add_and_stop)
+
+
 @pytest.fixture
 def stopping(monkeypatch):
-    """`stopping(step)`: from here on Ctrl-C comes within that step; `stopping(None)`: never again."""
-    add = StepLog.add
-
-    def at(step: int | None) -> None:
-
-        def signalled(log: StepLog, *arguments: object) -> None:
-            add(log, *arguments)
-            if len(log) == step:
-                signal.raise_signal(signal.SIGINT)
-
-        monkeypatch.setattr(StepLog, "add", signalled)
-
-    return at
+    """`stopping(step)`: see `stop_in`."""
+    return partial(stop_in, patch=monkeypatch)
 
 
 @pytest.mark.parametrize(("method", "plain", "precision"), ALL)
 def test_from_every_step_of_two_epochs_it_goes_on_bit_for_bit(tmp_path, method, plain, precision):
     """No sentence is trained twice and none left out (traps 1, 3), no mask of dropout is another (4, 8).
 
-    Plain and in bf16 from three steps, one of them the end of an epoch.
+    Plain, in bf16 and by a relative of LoRA from three steps, one of them the end of an epoch.
     """
     asked = {"method": method, "plain": plain, "precision": precision}
     whole, paths = with_all_checkpoints(tmp_path, **asked)
     assert [path.name for path in paths] == [f"step-{i:09}.safetensors" for i in range(1, STEPS)]
     assert trained(ready(**asked)) == whole, "writing checkpoints is no part of what comes out (trap 14)"
-    for path in paths[::3] if plain or precision != "fp32" else paths:
+    every = method in METHODS and not plain and precision == "fp32"
+    for path in paths if every else paths[::3]:
         assert resumed(path, **asked) == whole
 
 
@@ -371,15 +377,21 @@ def flags(place: Path, run: Path, *more: str) -> list[str]:
     return [*map(str, paths), *usual, *more]
 
 
-@pytest.fixture
-def interrupted(place, tmp_path, stopping, capsys) -> Path:
+@pytest.fixture(scope="module")
+def stopped(place, tmp_path_factory) -> Path:
     """The folder of a run that Ctrl-C stopped after 3 of its 8 steps."""
-    stopping(3)
-    assert main(flags(place, tmp_path / "run")) == 130
-    stopping(None)
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1] == f"interrupted; go on with: python run.py --resume {tmp_path / 'run'}"
-    return tmp_path / "run"
+    run, said = tmp_path_factory.mktemp("stopped") / "run", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+        stop_in(3, patch)
+        assert main(flags(place, run)) == 130
+    assert said.getvalue().endswith(f"interrupted; go on with: python run.py --resume {run}\n")
+    return run
+
+
+@pytest.fixture
+def interrupted(stopped, tmp_path) -> Path:
+    """A copy of its own."""
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -411,25 +423,24 @@ def refused(capsys, *arguments: str) -> str:
     return line
 
 
-SIGNALLED = """
-import os, runpy, signal, sys
-from lora_from_scratch.train.log import StepLog
-add = StepLog.add
-def signalled(log, *arguments):
-    add(log, *arguments)
-    if len(log) == 5:
-        os.kill(os.getpid(), signal.SIGTERM)
-StepLog.add = signalled
-sys.argv[0] = "run.py"
-runpy.run_path("run.py", run_name="__main__")
-"""
+def signalled(*arguments: str) -> None:
+    """`run.py`, in a process of its own, which is told to end after its fifth step."""
+    add = StepLog.add
+
+    def add_and_signal(log: StepLog, *parts: object) -> None:
+        add(log, *parts)
+        if len(log) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    StepLog.add = add_and_signal
+    sys.argv = ["run.py", *arguments]
+    runpy.run_path("run.py", run_name="__main__")
 
 
 def test_a_signal_to_the_process_leaves_a_checkpoint_and_the_command_that_goes_on(place, whole, tmp_path):
     """It ends as shells expect it, and the command that it prints ends as if nothing had been."""
     run = tmp_path / "a run"  # to be quoted in the command
-    command = [sys.executable, "-c", SIGNALLED, *flags(place, run)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = in_a_fork(signalled, *flags(place, run), folder=ROOT)
     said = done.stderr.splitlines()
     assert done.returncode == 143, said
     assert said[-1].startswith("interrupted; go on with: python run.py --resume ")
