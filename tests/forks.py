@@ -9,6 +9,7 @@ Tests of what is imported when, or of what is read at import, start Python itsel
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -33,6 +34,7 @@ def keep_one() -> None:
             os._exit(0)
     there.close()
     _kept.append(here)
+    atexit.register(here.close)
 
 
 def in_a_fork(program: Callable[..., None], *arguments: object, folder: Path) -> CompletedProcess[str]:

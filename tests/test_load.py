@@ -323,6 +323,13 @@ def test_the_model_saves_as_a_plain_checkpoint(folder, tmp_path):
     }
 
 
+def test_transformers_own_forward_runs_on_a_base_that_asks_for_tuples(folder):
+    """Its classifier takes its own model's answer apart by name, and fails on a tuple."""
+    configured(return_dict=False)(folder)
+    model = load_model(str(folder), LABELS, 0)
+    assert model(torch.tensor([[3, 4, 5]])).logits.shape == (1, 2)
+
+
 def halved(folder: Path) -> Path:
     """Kept in fp16, under the names of a base without a head: no `transformer.` before them."""
     tensors = load_file(folder / "model.safetensors")

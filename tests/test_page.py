@@ -19,7 +19,7 @@ from comparisons import RANKS, RATES, SIX, a_comparison, some_rates
 from sklearn.metrics import confusion_matrix
 
 from lora_from_scratch.methods import METHODS
-from lora_from_scratch.report import costs, page, palette, published
+from lora_from_scratch.report import compared, costs, page, palette, published, sweeps
 from lora_from_scratch.report.drawing import Picture
 from lora_from_scratch.report.exports import comparison_csv, comparison_markdown
 from lora_from_scratch.report.rates_picture import draw, parabola, rates_picture
@@ -449,6 +449,15 @@ def test_means_over_survivors_say_so(pages):
     found = pictures_of("six")
     assert all("prefix (2 of 3 runs)" in found[name].alt for name in ("accuracy", "time", "memory", "loss"))
     assert "prefix (2 of 3 runs)" in comparison_markdown(made("six"))
+
+
+def test_a_line_over_ranks_is_named_as_in_the_verdicts():
+    asked = {f"{rank} {place}": {"rank": rank, "target_modules": place} for rank in (1, 4) for place in "ab"}
+    variants = {label: ("lora", differs, 512, 0.8) for label, differs in asked.items()}
+    (dataset,) = compared.datasets(a_comparison(variants=variants, sentences=24))
+    found = sweeps.lines(dataset, "rank", lambda variant: variant["config"]["rank"])
+    assert list(found) == [("lora", "target modules a"), ("lora", "target modules b")]
+    assert [[rank for rank, _ in points] for points in found.values()] == [[1, 4]] * 2
 
 
 def test_equal_comparisons_give_equal_bytes(tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def table(*rows: list[str]) -> str:
 
 def compared(file: dict) -> str:
     """What `run.py compare` found: a row a variant, the verdict, and where it was measured."""
-    (dataset,), place = file["datasets"], file["environment"]
+    (dataset,) = file["datasets"]
     columns = ["accuracy (%)", "95 % interval", f1_column(dataset), "trainable", "training (s)", "peak (GB)"]
     rows = [["method", *columns]]
     for one in dataset["variants"]:
@@ -70,8 +70,29 @@ def compared(file: dict) -> str:
             f"{seconds:.0f}" if seconds else "-",
         ]
         rows.append([one["label"], *cells, f"{one['peak_bytes'] / 1e9:.2f}"])
+    return f"{table(*rows)}\n\n{dataset['headline']}\n{what_ran(file)}"
+
+
+def what_ran(file: dict) -> str:
+    place = file["environment"]
     where = f"{file['done']} runs on {place['device']}, {place['threads']} threads, torch {place['torch']}"
-    return f"{table(*rows)}\n\n{dataset['headline']}\n{where}:\n`{file['command']}`"
+    return f"{where}:\n`{file['command']}`"
+
+
+def ranks(file: dict) -> str:
+    """Accuracy over the rank, and how much learns, beside each other for the places of LoRA."""
+    (dataset,) = file["datasets"]
+    at = {(one["config"]["rank"], *one["config"]["target_modules"]): one for one in dataset["variants"]}
+    places = list(dict.fromkeys(place for _, place in at))
+    columns = ("accuracy (%)", "95 % interval", "trainable")
+    rows = [["rank", *(f"`{place}`: {column}" for place in places for column in columns)]]
+    for rank in sorted({rank for rank, _ in at}):
+        rows.append([str(rank)])
+        for one in (at[rank, place] for place in places):
+            mean = f"{one['accuracy']['mean']:.2f} (SD {one['accuracy']['sd']:.2f})"
+            interval, count = numbers.between(one["accuracy"]["interval"]), one["trainable_parameters"]
+            rows[-1] += [mean, interval, f"{count:,}"]
+    return f"{table(*rows)}\n\n{what_ran(file)}"
 
 
 def verdicts(file: dict) -> str:
@@ -416,6 +437,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     kinds = (
         compared,
         verdicts,
+        ranks,
         two_rates,
         whole_job,
         by_loss_and_accuracy,

@@ -101,6 +101,7 @@ def load_headless(
     folder = folder or fetch(name, weights=not random_init)
     config = model_files.read_config(name, folder)
     config.pad_token_id = pad_token_id
+    config.return_dict = True  # of tuples transformers' own classifier, which checks a merge, makes nothing
     if label_names is not None:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}

@@ -43,7 +43,7 @@ STYLE = {
     "hatch.linewidth": 0.8,
     "legend.fontsize": 8,
     "legend.frameon": False,
-    "legend.handlelength": 1.6,
+    "legend.handlelength": 3.0,
     "svg.fonttype": "none",  # letters, not their outlines: small, and in the page's font
     "text.color": INK,
     "text.parse_math": False,  # a label may hold a $

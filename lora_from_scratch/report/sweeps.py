@@ -36,7 +36,8 @@ def lines(
         for x, variant in at:
             if x is not None:
                 rest = {k: v for k, v in variant["differs"].items() if k not in (flag, "method")}
-                text = ", ".join(f"{k} {numbers.setting(k, v)}" for k, v in rest.items())
+                named = ((k.replace("_", " "), numbers.setting(k, v)) for k, v in rest.items())
+                text = ", ".join(map(" ".join, named))
                 found[variant["method"], text if keep_rest else ""].append((x, variant))
         found = {key: sorted(points, key=lambda p: p[0]) for key, points in found.items() if _several(points)}
         if found:
