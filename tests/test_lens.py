@@ -329,6 +329,6 @@ def test_a_layer_that_is_more_than_b_a_is_refused_in_one_line(adapted):
 
     next(layer for _, layer in lora_layers(adapted)).__class__ = Scaled
     with pytest.raises(
-        UserError, match=r"runs/x: there is nothing to inspect: .*h.0.attn.c_attn is a Scaled"
+        UserError, match=r"runs/x: there is nothing to inspect: .*h.0.attn.c_attn is of type Scaled"
     ):
         check_layers(adapted, Path("runs/x"), "inspect")
