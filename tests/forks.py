@@ -33,6 +33,7 @@ def keep_one() -> None:
         finally:
             os._exit(0)
     there.close()
+    here.settimeout(400)  # seconds; a fork that hangs fails its test
     _kept.append(here)
     atexit.register(here.close)
 
