@@ -48,8 +48,7 @@ class Cells:
 
         Where it failed and another process, at work in the same folder, has done it meanwhile, that stays.
         """
-        there = self.read(key)
-        if cell["status"] == FAILED and there and there["status"] == DONE:
+        if cell["status"] == FAILED and (there := self.read(key)) and there["status"] == DONE:
             return there
         text = as_json({"key": _plain(key), **cell})
         try:

@@ -70,7 +70,6 @@ def clear_litter(folder: Path) -> None:
 
 def _name_as_known(error: OSError, aside: str, folder: Path) -> None:
     """Let an error speak of the folder that was asked for, not of the one whose path begins with `aside`."""
-
     mark = re.compile(re.escape(aside) + r"\w+")
     error.args = tuple(mark.sub(lambda _: str(folder), a) if isinstance(a, str) else a for a in error.args)
     for which in ("filename", "filename2"):
