@@ -24,7 +24,16 @@ from lora_from_scratch.compare import shared as of_shared
 from lora_from_scratch.compare.accounting import account
 from lora_from_scratch.compare.cells import Cells, code_version, digest_of, key_of
 from lora_from_scratch.compare.going import Going, thinned
-from lora_from_scratch.compare.plan import Cell, Variant, asked_for, cells, named, strangers
+from lora_from_scratch.compare.plan import (
+    Cell,
+    OneMethods,
+    Variant,
+    asked_for,
+    cells,
+    named,
+    strangers,
+    with_one_methods_values,
+)
 from lora_from_scratch.compare.shared import Shared
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import whole_files
@@ -86,6 +95,23 @@ def test_every_combination_of_a_methods_own_flags_is_planned():
 def test_flags_go_before_a_recipe_and_a_recipe_before_defaults():
     (config,) = asked_for(["lora"], {"batch_size": [8]}, RECIPES["published"])
     assert (config.batch_size, config.lr, config.epochs, config.max_length) == (8, 2e-4, 2, 128)
+
+
+def test_a_value_of_one_method_is_that_methods_alone_and_its_label_tells_it():
+    methods = ["head", "lora", "dora", "pissa"]
+    flags = {"rank": [4, OneMethods("dora", 3)], "lr": [OneMethods("lora", 1e-3), OneMethods("lora", 2e-3)]}
+    configs = asked_for(methods, flags, {"lr": 5e-3})
+    found = [(c.method, getattr(c.settings, "rank", None), c.lr) for c in configs]
+    of_others = [("dora", 3, 5e-3), ("pissa", 4, 5e-3)]
+    assert found == [("head", None, 5e-3), ("lora", 4, 1e-3), ("lora", 4, 2e-3), *of_others]
+    told = with_one_methods_values(methods, flags)
+    assert told == [("rank", "dora"), ("lr", "lora"), ("lr", "lora")]
+    labels = [variant.label for variant in named(configs, told)]
+    assert labels == ["head", "lora, lr 0.001", "lora, lr 0.002", "dora, rank 3", "pissa"]
+    of_one_rate = named(asked_for(["lora"], {"lr": [OneMethods("lora", 1e-3)]}, {}), [("lr", "lora")])
+    assert [variant.label for variant in of_one_rate] == ["lora"], "the rate has a column"
+    (alone,) = asked_for(["lora"], {"rank": [OneMethods("dora", 3)]}, {})
+    assert alone.settings.rank == 4, "the default, where only another method has a value"
 
 
 def test_flags_of_no_planned_method_are_known():

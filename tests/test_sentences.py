@@ -1798,6 +1798,28 @@ PLANS = [
         csv_of(*TWO),
     ),
     Case(
+        "a dataset of one method's rates alone",
+        "tune --methods head lora --dataset lora=d.csv",
+        "error: --dataset takes one value in tune, whose rates do not tell several apart; tune each into an "
+        "--output-dir of its own",
+        csv_of(*TWO),
+    ),
+    Case(
+        "a value of a method that is not compared",
+        f"{MANY} --methods head lora --rank 4 dora=3",
+        "error: --rank dora=...: dora is not among the --methods; name it there, or leave this out",
+    ),
+    Case(
+        "a value of a method that has no such flag",
+        f"{MANY} --methods head lora --rank head=3",
+        "error: --rank head=...: head has no such flag; leave this out",
+    ),
+    Case(
+        "one method's value of a wrong type",
+        f"{MANY} --methods lora dora --rank 4 dora=three",
+        "error: argument --rank: invalid int value: 'dora=three'; see run.py compare --help",
+    ),
+    Case(
         "rates of something else",
         f"{MANY} --methods head --recipe tuned --rates mine.json",
         "error: mine.json was not tuned on dataset 'bundled'; tune it with run.py tune, or name a rate with "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lora_from_scratch.compare.plan import asked_for, in_order, strangers
+from lora_from_scratch.compare.plan import asked_for, in_order, strangers, values_for, with_one_methods_values
 from lora_from_scratch.compare.rates import FILE, SEEDS, TUNED, Rates, tuned_apart
 from lora_from_scratch.data.dataset import local_files
 from lora_from_scratch.data.files import open_table
@@ -133,6 +133,7 @@ def _check_evaluate(adapter: Path, label_names: list[str] | None, **flags: objec
 def _check_plan(methods: list[str], output_dir: Path, dry_run: bool, kind: str, **flags: object) -> Flags:
     """The flags of a plan's own, and, as `flags`, those of its runs: a list of values each."""
     own = {key: flags.pop(key) for key in OF_PLAN if key in flags}
+    with_one_methods_values(methods, flags)
     for flag in strangers(methods, flags):
         told = f"--{flag.replace('_', '-')} is no flag of --methods {' '.join(methods)}, and left out"
         warnings.warn(f"{told}; see run.py --help for whose it is", stacklevel=2)
@@ -162,7 +163,8 @@ def _check_one_base(methods: list[str], flags: Flags) -> None:
     """Refuse a list that rates.json would not tell apart, such as datasets."""
     apart = set().union(*map(tuned_apart, methods))
     for flag, values in flags.items():
-        if len(set(values)) > 1 and flag not in apart:
+        seen = {value for method in methods for value in values_for(method, values) or [None]}
+        if len(seen) > 1 and flag not in apart:
             told = (
                 f"--{flag.replace('_', '-')} takes one value in tune, whose rates do not tell several apart"
             )

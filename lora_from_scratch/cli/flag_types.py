@@ -3,11 +3,14 @@
 import argparse
 import re
 from collections.abc import Callable, Iterable, Set
+from functools import wraps
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 from lora_from_scratch.cli.one_line import nearest
+from lora_from_scratch.compare.plan import OneMethods
 from lora_from_scratch.errors import quoted
+from lora_from_scratch.methods import METHODS
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
@@ -43,6 +46,17 @@ def _parts(word: str) -> tuple[str, ...]:
     return parts
 
 
+def _also_one_methods(kind: Callable[[str], object]) -> Callable[[str], object]:
+    """A type of argparse's: a value of this type, or METHOD=VALUE."""
+
+    @wraps(kind)
+    def read(word: str) -> object:
+        method, _, value = word.partition("=")
+        return OneMethods(method, kind(value)) if value and method in METHODS else kind(word)
+
+    return read
+
+
 def choice(names: Iterable[str]) -> dict[str, object]:
     """Options of a flag that takes one of these names."""
     return {"type": one_of(names), "metavar": f"{{{','.join(names)}}}"}
@@ -51,7 +65,8 @@ def choice(names: Iterable[str]) -> dict[str, object]:
 def add_flags(group: argparse._ActionsContainer, owner: type, names: Set[str], several: bool = False) -> None:
     """A flag for each of the named fields of a dataclass; what is not given is not in what is parsed.
 
-    With `several` each takes a list: of yes and no for a switch, of lists parted by commas for a list.
+    With `several` each takes a list: of yes and no for a switch, of lists parted by commas for a list. Any of
+    its values may be METHOD=VALUE then.
     """
     for name, kind in get_type_hints(owner).items():
         if name in names:
@@ -69,6 +84,8 @@ def add_flags(group: argparse._ActionsContainer, owner: type, names: Set[str], s
                 options |= {"nargs": "+"}
             options |= {"action": "store_true"} if kind is bool else {"type": kind}
             options |= choice(choices) if choices else {}
+            if several:
+                options["type"] = _also_one_methods(options["type"])
             if shown is not None and shown is not False:
                 text += f" (default: {shown})"
             flag = "--" + name.replace("_", "-")

@@ -197,7 +197,8 @@ def _plan_parser(parser: argparse.ArgumentParser, command: str) -> argparse.Argu
     )
     add("--dry-run", action="store_true", help="show the plan, run nothing")
     add("--debug", action="store_true", help="show the traceback of an error")
-    group = parser.add_argument_group("of every run, each with one value or several")
+    about = "of every run, each with one value or several; METHOD=VALUE is of that method alone"
+    group = parser.add_argument_group(about)
     left_out = {"method", "settings", "seed", "output_dir", "checkpoint_every", "shard"}
     left_out |= set() if compares else {"lr"}
     add_flags(group, RunConfig, RunConfig.__dataclass_fields__.keys() - left_out, several=True)

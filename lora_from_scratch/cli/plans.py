@@ -45,7 +45,7 @@ def compare(
     """
     going = Going(Cells(output_dir), Shared())
     configs = [c for one in recipe for c in _configs(going, methods, flags, one, rates)]
-    variants = plan.named(configs)
+    variants = plan.named(configs, plan.with_one_methods_values(methods, flags))
     cells = list(plan.cells(variants, seeds))
     reference = reference_among(variants, reference)
     sizes = f"{_counted(len(variants), 'variant')} x {_counted(len(seeds), 'seed')}"
@@ -72,7 +72,7 @@ def tune(methods: Sequence[str], flags: Values, output_dir: Path, dry_run: bool)
     shared = Shared(with_held_out)
     going = Going(Cells(output_dir), shared)
     configs = [c for c in _configs(going, methods, flags, None, None) if c.way.trains]
-    tuning = Tuning(going, plan.named(configs))
+    tuning = Tuning(going, plan.named(configs, plan.with_one_methods_values(methods, flags)))
     held_out = shared(configs[0]).dataset.validation_name
     whole = shared.data_fingerprint(configs[0])
     _tell(going, [], f"{tuning.budget()}, judged by the loss on {held_out}")
@@ -121,10 +121,13 @@ def _configs(
     """What is asked, with every open choice filled in."""
     asked = plan.asked_for(methods, flags, RECIPES.get(recipe, {}))
     configs = [going.sources.decided(config) for config in asked]
-    if recipe == TUNED and "lr" not in flags:
-        tuned = Rates(rates)
-        configs = [replace(config, lr=tuned.rate(config, going.digest(config))) for config in configs]
-    return configs
+    if recipe != TUNED:
+        return configs
+    tuned = Rates(rates)
+    return [
+        replace(config, lr=tuned.rate(config, going.digest(config))) if one.lr is None else config
+        for one, config in zip(asked, configs, strict=True)
+    ]
 
 
 def _tell(going: Going, cells: Sequence[Cell], what: str) -> None:

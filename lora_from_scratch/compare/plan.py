@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
+from typing import NamedTuple
 
 from lora_from_scratch.base.precisions import KEY
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.methods import METHODS, method_named
 from lora_from_scratch.runs.config import RunConfig
 
@@ -17,8 +19,15 @@ from lora_from_scratch.runs.config import RunConfig
 OF_TRAINING = {"limit_train", "epochs", "max_steps", "batch_size", "lr", "weight_decay", "precision", "plain"}
 OF_TRAINING |= {"eval_every"}
 
-Values = Mapping[str, Sequence[object]]  # of a flag, by its name
+Values = Mapping[str, Sequence[object]]  # of a flag, by its name; an OneMethods is of that method alone
 Recipe = Mapping[str, object]
+
+
+class OneMethods(NamedTuple):
+    """A value that a flag has for one method alone, in place of those for all: `--rank 4 dora=3`."""
+
+    method: str
+    value: object
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,18 @@ def asked_for(methods: Iterable[str], flags: Values, recipe: Recipe) -> list[Run
     for method in methods:
         own = _flags_of(method)
         start = {name: value for name, value in recipe.items() if name in own}
-        names = [name for name in flags if name in own]
-        for values in product(*(flags[name] for name in names)):
-            found.append(RunConfig(method=method, **start | dict(zip(names, values, strict=True))))
+        lists = {name: values_for(method, flags[name]) for name in flags if name in own}
+        lists = {name: values for name, values in lists.items() if values}
+        for values in product(*lists.values()):
+            found.append(RunConfig(method=method, **start | dict(zip(lists, values, strict=True))))
     return found
+
+
+def values_for(method: str, values: Iterable[object]) -> list[object]:
+    """Those of a flag's values that are this method's: its own, where it has such, else those for all."""
+    values = list(values)
+    own = [one.value for one in values if isinstance(one, OneMethods) and one.method == method]
+    return own or [one for one in values if not isinstance(one, OneMethods)]
 
 
 def _flags_of(method: str) -> set[str]:
@@ -73,15 +90,39 @@ def strangers(methods: Iterable[str], flags: Iterable[str]) -> list[str]:
     return [name for name in flags if name not in own]
 
 
-def named(configs: Iterable[RunConfig]) -> list[Variant]:
-    """The variants that the configs are, each once, with every open choice filled in before."""
+def with_one_methods_values(methods: Iterable[str], flags: Values) -> list[tuple[str, str]]:
+    """The (flag, method) pairs of all values that are of one method alone.
+
+    UserError where that method is not among these, or has no such flag.
+    """
+    pairs = [(flag, one.method) for flag in flags for one in flags[flag] if isinstance(one, OneMethods)]
+    for flag, method in pairs:
+        told = f"--{flag.replace('_', '-')} {method}=...: {method}"
+        if method not in methods:
+            raise UserError(f"{told} is not among the --methods; name it there, or leave this out")
+        if flag not in _flags_of(method):
+            raise UserError(f"{told} has no such flag; leave this out")
+    return pairs
+
+
+def named(configs: Iterable[RunConfig], told: Iterable[tuple[str, str]] = ()) -> list[Variant]:
+    """The variants that the configs are, each once, with every open choice filled in before.
+
+    A label names the (flag, method) pairs of `told` also where no other variant of the method differs in it,
+    but not a learning rate, which has a column of its own.
+    """
+    told = {pair for pair in told if pair[0] != "lr"}
     configs = list(dict.fromkeys(replace(config, seed=0, output_dir=None) for config in configs))
     variants = []
     for config in configs:
         same = [o for o in configs if (o.method, o.dataset) == (config.method, config.dataset)]
         like = [other.as_dict() for other in same]
         mine = config.as_dict()
-        differs = {name: mine[name] for name in mine if any(other[name] != mine[name] for other in like)}
+        differs = {
+            name: mine[name]
+            for name in mine
+            if (name, config.method) in told or any(other[name] != mine[name] for other in like)
+        }
         label = ", ".join([config.method, *(setting(name, value) for name, value in differs.items())])
         variants.append(Variant(config, label, differs))
     return variants
