@@ -3,11 +3,12 @@
     python benchmarks/contended.py --shared ../shared
 
 OpenMP's threads wait for each other at the end of every operation. By default they do so spinning, and where
-another process has taken the core of one of them, the others spin for as long as it is away. Each setting of
-WAITING is a process of its own that trains LoRA (r=4, c_attn and head) on random weights, in the shapes of
-GPT-2 small and of the bundled base; one more trains by PEFT + Trainer's default. They take turns over the
-same SST-2 sentences, forth and back, with no, one and two processes beside them that do nothing but count.
-Ends in one JSON line; a share is of the speed of the same setting, or of PyTorch's own, on the quiet machine.
+another process has taken the core of one of them, the others spin for as long as it is away. run.py looks for
+such processes twice a second (cli/waiting.py), so a turn should last several seconds. Each setting of WAITING
+is a process of its own that trains LoRA (r=4, c_attn and head) on random weights, in the shapes of GPT-2
+small and of the bundled base; one more trains by PEFT + Trainer's default. They take turns over the same
+SST-2 sentences, forth and back, with no, one and two processes beside them that do nothing but count. Ends in
+one JSON line; a share is of the speed of the same setting, or of PyTorch's own, on the quiet machine.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ from statistics import median
 
 import torch
 from outcome import add_out, finish
-from sides import Ours, Sentences, Side, Theirs, Work, draw, sst2_sentences
+from sides import AS_RUN_PY, Ours, Sentences, Side, Theirs, Work, draw, sst2_sentences
 
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.report.tables import markdown_table
 
 BUSY = (0, 1, 2)  # processes beside the one that trains
-WAITING = {  # what is in the environment before PyTorch is loaded
+WAITING = {  # what is in the environment before PyTorch is loaded; None: as run.py has it
     "PyTorch's own": {},
+    AS_RUN_PY: None,
     **{f"spinning {n:,} times": {"GOMP_SPINCOUNT": str(n)} for n in (10_000, 5_000, 3_000, 1_000)},
     "not spinning": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 THEIRS = "PEFT + Trainer"
 WARM_UP = 64  # sentences
-SENTENCES = {"gpt2": 64, "bundled": 480}  # in each turn
+SENTENCES = {"gpt2": 240, "bundled": 3600}  # in each turn
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds gpt2/ and data/sst2/")
     parser.add_argument("--models", nargs="+", choices=tuple(SENTENCES), default=tuple(SENTENCES))
-    others = [name for name in WAITING if WAITING[name]]
+    others = list(WAITING)[1:]
     parser.add_argument("--waiting", nargs="*", choices=others, default=others, help="beside PyTorch's own")
     parser.add_argument("--busy", nargs="+", type=int, default=BUSY, help="processes beside; 0 among them")
     parser.add_argument("--rounds", type=int, default=3, help="of two turns each")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -23,13 +24,14 @@ from unittest import mock
 
 import torch
 
-from lora_from_scratch.cli.main import OPENMP
+from lora_from_scratch.cli.waiting import waiting_by_load
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.train.device import resolve_device
 from lora_from_scratch.train.precision import resolve_precision
 
 Sentences = list[list[int]]  # token ids
+AS_RUN_PY = "as run.py"  # how threads wait for each other
 
 
 def best(precision: str = "auto") -> dict[str, object]:
@@ -177,17 +179,16 @@ class Theirs:
 
 
 class Side:
-    """One side in a process of its own, set up while others are; ours in the environment that `run.py` makes,
-    unless another is given."""
+    """One side in a process of its own, set up while others are; ours waits as `run.py` does, unless an
+    environment is given, in which PyTorch decides."""
 
     def __init__(
         self, side: type[Ours | Theirs], work: Work, environment: Mapping[str, str] | None = None
     ) -> None:
-        if environment is None:
-            environment = OPENMP if side is Ours else {}
+        how = AS_RUN_PY if side is Ours and environment is None else "as PyTorch"
         self.process = subprocess.Popen(
-            [sys.executable, __file__, side.__name__, json.dumps(asdict(work))],
-            env={**os.environ, **environment},
+            [sys.executable, __file__, side.__name__, json.dumps(asdict(work)), how],
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -250,7 +251,7 @@ def draw(sentences: Sentences, count: int, generator: torch.Generator) -> Senten
     return [sentences[i] for i in torch.randint(len(sentences), (count,), generator=generator).tolist()]
 
 
-def work_on(side: type[Ours | Theirs], work: Work) -> None:
+def work_on(side: type[Ours | Theirs], work: Work, waiting: str) -> None:
     """Be one side: read lists of sentences from stdin, answer each with seconds and peak memory."""
     from lora_from_scratch.train.measure import read_memory, reset_peak_memory
 
@@ -261,10 +262,11 @@ def work_on(side: type[Ours | Theirs], work: Work) -> None:
     for line in sys.stdin:
         sentences = json.loads(line)
         reset = reset_peak_memory(device)
-        seconds = worker.train(sentences)
+        with waiting_by_load() if waiting == AS_RUN_PY else nullcontext():
+            seconds = worker.train(sentences)
         peak = read_memory(device, reset).peak_bytes
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    work_on({"Ours": Ours, "Theirs": Theirs}[sys.argv[1]], Work(**json.loads(sys.argv[2])))
+    work_on({"Ours": Ours, "Theirs": Theirs}[sys.argv[1]], Work(**json.loads(sys.argv[2])), sys.argv[3])

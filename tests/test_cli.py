@@ -291,18 +291,6 @@ def test_interrupting_is_not_an_error(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize(
-    ("given", "found"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
-)
-def test_threads_that_wait_go_to_sleep_unless_the_user_chose(monkeypatch, given, found):
-    others = {k: v for k, v in os.environ.items() if k not in cli.OPENMP_CHOICES}
-    monkeypatch.setattr(os, "environ", {**others, **given})
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    assert os.environ.get("GOMP_SPINCOUNT") == found
-
-
 def test_mistakes_are_told_before_heavy_imports_and_nothing_stays(tmp_path):
     """In one process: each of these mistakes is told, and no library has been loaded since."""
     (tmp_path / "file").write_text("")

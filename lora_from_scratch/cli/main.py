@@ -12,13 +12,9 @@ from lora_from_scratch.cli.early_checks import check_arguments, check_command
 from lora_from_scratch.cli.flags import COMMANDS, command_parser, run_parser
 from lora_from_scratch.cli.loading import importing, told_while
 from lora_from_scratch.cli.one_line import escape_what_cannot_be_encoded, one_line, speaks
+from lora_from_scratch.cli.waiting import waiting_by_load
 from lora_from_scratch.errors import UserError
 
-# PyTorch's threads (GNU OpenMP's) wait for each other at the end of every operation. By default they spin for
-# so long that they use up the time of a partner whose core another program has taken; after 1,000 turns they
-# sleep instead: see benchmarks/contended.py. Read when PyTorch is loaded. A user's own choice stays.
-OPENMP = {"GOMP_SPINCOUNT": "1000"}
-OPENMP_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it tells each process
 
 
@@ -27,8 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of several processes, as torchrun starts them, the first one speaks; each tells of its own mistakes.
     """
-    if not any(name in os.environ for name in OPENMP_CHOICES):
-        os.environ.update(OPENMP)
     if _alone():
         return _main(arguments)
     if lacking := [name for name in TORCHRUN if not os.environ.get(name)]:
@@ -58,7 +52,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         check_arguments(arguments)
-        _run_command(command, flags) if command else one_run.train(flags)
+        with waiting_by_load():
+            _run_command(command, flags) if command else one_run.train(flags)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
