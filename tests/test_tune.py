@@ -115,6 +115,8 @@ def test_the_parabola_goes_through_the_chosen_rate_and_its_neighbours():
     assert parabola(1e-3, uneven) == found
     uneven[3.2e-4][100] = None
     assert parabola(1e-3, uneven) is None, "a neighbour failed"
+    nearly_straight = {3.2e-4: {100: 0.45}, 1e-3: {100: 0.44}, 3.2e-3: {100: 0.4301}}
+    assert parabola(1e-3, nearly_straight) is None, "its lowest point lies beyond all that was tried"
 
 
 def test_a_held_out_sentence_takes_along_every_row_that_is_part_of_it():

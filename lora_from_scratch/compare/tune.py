@@ -81,7 +81,8 @@ def parabola(rate: float | None, losses: Losses) -> dict[str, float] | None:
     """Through the losses at the chosen rate and its two neighbours, in log10 of the rate; None without.
 
     They are means over the seeds that all three were run with. `vertex` is the rate at the lowest point,
-    `loss` what it has there, `curvature` in nats per square decade.
+    `loss` what it has there, `curvature` in nats per square decade. None also where that point does not lie
+    among the three: of these seeds the chosen rate is not the best then, and the curve says nothing beyond.
     """
     if rate is None:
         return None
@@ -92,9 +93,9 @@ def parabola(rate: float | None, losses: Losses) -> dict[str, float] | None:
         return None
     means = [mean(of[seed] for seed in seeds) for of in near.values()]
     a, b, c = numpy.polyfit([i / PER_DECADE for i in near], means, 2)
-    if a <= 0:
+    vertex = -b / (2 * a) if a > 0 else math.inf
+    if abs(PER_DECADE * vertex - best) > 1:
         return None
-    vertex = -b / (2 * a)
     return {"vertex": float(10**vertex), "curvature": float(2 * a), "loss": float(c - b**2 / (4 * a))}
 
 
