@@ -25,7 +25,7 @@ from test_adapter import configure, unchanged
 from torch import nn
 from transformers import AutoTokenizer, GPT2ForSequenceClassification
 
-from lora_from_scratch import RunConfig, UserError, adapt, inject_lora, load_adapter, save_adapter
+from lora_from_scratch import RunConfig, UserError, adapt, inject_lora, load_adapter, merge_lora, save_adapter
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
 from lora_from_scratch.core.surgery import inject_each, lora_layers
 from lora_from_scratch.formats import peft as our_peft
@@ -457,6 +457,47 @@ def test_a_prefix_of_a_users_own_model_is_part_of_its_base(tmp_path):
     nn.init.zeros_(other.prefix)
     with pytest.raises(UserError, match="a base with other weights"):
         load_adapter(nn.ModuleDict({"own": other}), tmp_path)
+
+
+class Named(nn.Module):
+    """A user's own model, in which layers are called `base_layer` as the one within a LoRALinear is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"model_type": "own"}  # PEFT reads it
+        self.inner = nn.ModuleDict({"base_layer": nn.Linear(6, 6), "other": nn.Linear(6, 6)})
+        self.base_layer, self.top = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner["other"](self.inner["base_layer"](x).tanh()).tanh()
+        return self.top(self.base_layer(x).tanh())
+
+
+@pytest.mark.parametrize(
+    ("targets", "whole"),
+    [
+        (["base_layer"], ["top"]),
+        (["inner.base_layer", "other"], ["top"]),
+        (["other"], ["inner.base_layer", "top"]),
+    ],
+)
+def test_layers_of_a_users_own_that_are_called_base_layer(tmp_path, targets, whole):
+    torch.manual_seed(0)
+    base, x = Named(), torch.randn(3, 6)
+    ours = inject_lora(copy.deepcopy(base), targets, rank=2, alpha=6, modules_to_save=whole)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    expected = ours(x)
+    save_adapter(ours, tmp_path)
+    back = load_adapter(copy.deepcopy(base), tmp_path)
+    assert torch.equal(back(x), expected) and not torch.allclose(base(x), expected, atol=0.01)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(theirs(x), expected, rtol=1e-5, atol=1e-6)
+    merge_lora(back)
+    assert [name for name, _ in back.named_parameters()] == [name for name, _ in base.named_parameters()]
+    torch.testing.assert_close(back(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["full", "bitfit"])
