@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 import warnings
 from collections import OrderedDict
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import peft
@@ -30,6 +32,7 @@ from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenize
 from lora_from_scratch.core.surgery import inject_each, lora_layers
 from lora_from_scratch.formats import peft as our_peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
+from lora_from_scratch.formats.peft_config import INITIALISATIONS, REFUSED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # of PEFT, about transformers
@@ -240,6 +243,10 @@ def test_keys_that_change_no_logits_are_passed_over_in_one_warning(base, tmp_pat
         ("alora_invocation_tokens", [1, 2]),
         ("velora_config", {"num_groups": 1}),
         ("arrow_config", {"top_k": 1}),
+        ("ensure_weight_tying", True),
+        ("kasa_config", {"beta": 1}),
+        ("monteclora_config", {"k": 1}),
+        ("use_bdlora", {"nblocks": 1}),
     ],
 )
 def test_what_changes_the_result_and_is_not_implemented_is_refused_by_its_key(base, tmp_path, key, value):
@@ -250,6 +257,16 @@ def test_what_changes_the_result_and_is_not_implemented_is_refused_by_its_key(ba
         pytest.raises(UserError, match=rf"adapter_config.json: {key} = .* is not implemented"),
     ):
         load_adapter(base, tmp_path)
+
+
+def test_the_page_names_every_option_that_is_refused():
+    """And no other, each of which is one of PEFT's."""
+    page = (Path(__file__).parents[1] / "docs" / "loading.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.M)
+    assert {option for option, _ in rows} == {*REFUSED, "init_lora_weights"} and len(rows) == len(REFUSED) + 1
+    assert {option for option, _ in rows} <= {field.name for field in fields(peft.LoraConfig)}
+    starts = set(re.findall("`(.*?)`", dict(rows)["init_lora_weights"]))
+    assert starts == {start for start in INITIALISATIONS if isinstance(start, str)}
 
 
 @pytest.mark.parametrize(
