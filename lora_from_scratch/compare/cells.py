@@ -5,8 +5,11 @@ for it. Each file appears whole; what was killed leaves none.
 """
 
 import ast
+import errno
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +24,13 @@ from lora_from_scratch.runs.record import as_json
 from lora_from_scratch.runs.sources import Sources
 from lora_from_scratch.version import __version__
 
-FOLDER = "cells"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+FOLDER, LOCKS = "cells", "cells.lock"
+TAKEN = (errno.EAGAIN, errno.EACCES)  # what a lock that another process holds is answered with
 DONE, FAILED = "done", "failed"
 MADE = {"record", "losses", "validation", "accounted"}  # what a run that is done leaves
 PACKAGE = Path(__file__).parents[1]
@@ -32,7 +41,7 @@ class Cells:
     """The cells of one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+        self.folder, self._locks = folder / FOLDER, folder / LOCKS
 
     def read(self, key: dict[str, object]) -> dict[str, object] | None:
         """What the run of this key left, if it has been there and can be read."""
@@ -51,21 +60,50 @@ class Cells:
         if cell["status"] == FAILED and (there := self.read(key)) and there["status"] == DONE:
             return there
         text = as_json({"key": _plain(key), **cell})
-        try:
+        with self._written():
             self.folder.mkdir(parents=True, exist_ok=True)  # not by renaming: another process may be faster
             write_whole(self._path(key), text)
+        return json.loads(text)
+
+    @contextmanager
+    def claimed(self, key: dict[str, object]) -> Iterator[bool]:
+        """Whether no other process is at work on the run of this key; within the block this one then is.
+
+        Each run has a byte of one file, and whoever is at work on it a lock on that byte. The system takes
+        the lock back from a process that ends, also by SIGKILL. Where it knows no locks nobody is kept off.
+        """
+        if fcntl is None:
+            yield True
+            return
+        with self._written():
+            self._locks.parent.mkdir(parents=True, exist_ok=True)
+            file = self._locks.open("ab")
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(_digest(key)[:15], 16))
+                mine = True
+            except OSError as error:
+                mine = error.errno not in TAKEN
+            yield mine
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             told = f"{quoted(self.folder, length=60)} cannot be written: {error.strerror}"
             raise UserError(f"{told}; mend that and start the same command again") from error
-        return json.loads(text)
 
     def checkpoints(self, key: dict[str, object]) -> Path:
         """The folder of the checkpoints of a run that is not finished."""
         return self._path(key).with_suffix(".checkpoints")
 
     def _path(self, key: dict[str, object]) -> Path:
-        digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{digest[:32]}.json"
+        return self.folder / f"{_digest(key)}.json"
+
+
+def _digest(key: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def key_of(config: RunConfig, sources_digest: dict[str, str]) -> dict[str, object]:
