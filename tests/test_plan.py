@@ -220,6 +220,28 @@ def test_a_cell_is_read_back_by_its_key_alone(tmp_path, key):
         cells.write(key, LEFT)
 
 
+def test_a_cell_that_was_changed_by_hand_is_told_and_run_again(tmp_path, quick, shared, failing):
+    (cell,), tried = plan_of(quick, shared, "none"), failing({})
+    going = Going(Cells(tmp_path), shared)
+    going.through([cell], "test")
+    (file,) = (tmp_path / "cells").iterdir()
+    whole = json.loads(file.read_bytes())
+    better, unsealed = json.loads(file.read_bytes()), dict(whole)
+    better["record"]["accuracy"] += 1.0
+    better["record"]["evaluation"]["predictions"][0] ^= 1
+    del unsealed["contents_sha256"]
+    for changed in (better, unsealed):
+        file.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.warns(UserWarning, match=r"\.json in '.* is damaged, or was changed by hand; it is not"):
+            assert going.done([cell]) == {}
+        with pytest.warns(UserWarning, match="was changed by hand"):
+            Going(Cells(tmp_path), shared).through([cell], "test")
+        assert json.loads(file.read_bytes())["record"]["accuracy"] == whole["record"]["accuracy"]
+    assert tried == ["none 0"] * 3
+    file.write_text(json.dumps(whole, indent=3), encoding="utf-8")  # no other values
+    assert going.done([cell])
+
+
 def test_two_processes_write_into_one_folder(tmp_path, key, monkeypatch):
     """The other one makes the folder, and a cell in it, just before this one's cell appears."""
     publish = whole_files._publish

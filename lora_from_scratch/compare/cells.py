@@ -1,13 +1,14 @@
 """What a run of a comparison leaves: one JSON file, named by the hash of all that it depends on.
 
 So a finished run is never repeated, and one that another code, base, dataset or setting made is never taken
-for it. Each file appears whole; what was killed leaves none.
+for it. Each file appears whole, with a digest of what it says; what was killed leaves none.
 """
 
 import ast
 import errno
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ import transformers
 
 from lora_from_scratch.base.fingerprint import fingerprints
 from lora_from_scratch.errors import UserError, quoted
+from lora_from_scratch.formats.seal import DIGEST
 from lora_from_scratch.formats.whole_files import write_whole
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.record import as_json
@@ -44,13 +46,24 @@ class Cells:
         self.folder, self._locks = folder / FOLDER, folder / LOCKS
 
     def read(self, key: dict[str, object]) -> dict[str, object] | None:
-        """What the run of this key left, if it has been there and can be read."""
+        """What the run of this key left, if it has been there and can be read.
+
+        A warning where it is not what was written: to believe it would show figures that nobody measured.
+        """
         try:
             cell = json.loads(self._path(key).read_bytes())
             whole = cell["status"] == FAILED or cell.keys() >= MADE
-            return cell if whole and cell["key"] == _plain(key) else None
+            if not whole or cell["key"] != _plain(key):
+                return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        if cell.pop(DIGEST, None) == _digest(cell):
+            return cell
+        told = (
+            f"{self._path(key).name} in {quoted(self.folder, length=60)} is damaged, or was changed by hand"
+        )
+        warnings.warn(f"{told}; it is not believed, and its run made again", stacklevel=2)
+        return None
 
     def write(self, key: dict[str, object], cell: dict[str, object]) -> dict[str, object]:
         """Keep what it left; returns it as it will be read. UserError if there is no room for it.
@@ -59,11 +72,11 @@ class Cells:
         """
         if cell["status"] == FAILED and (there := self.read(key)) and there["status"] == DONE:
             return there
-        text = as_json({"key": _plain(key), **cell})
+        written = json.loads(as_json({"key": _plain(key), **cell}))
         with self._written():
             self.folder.mkdir(parents=True, exist_ok=True)  # not by renaming: another process may be faster
-            write_whole(self._path(key), text)
-        return json.loads(text)
+            write_whole(self._path(key), as_json({**written, DIGEST: _digest(written)}))
+        return written
 
     @contextmanager
     def claimed(self, key: dict[str, object]) -> Iterator[bool]:
@@ -99,11 +112,11 @@ class Cells:
         return self._path(key).with_suffix(".checkpoints")
 
     def _path(self, key: dict[str, object]) -> Path:
-        return self.folder / f"{_digest(key)}.json"
+        return self.folder / f"{_digest(key)[:32]}.json"
 
 
-def _digest(key: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:32]
+def _digest(values: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(_plain(values), sort_keys=True).encode()).hexdigest()
 
 
 def key_of(config: RunConfig, sources_digest: dict[str, str]) -> dict[str, object]:
