@@ -476,7 +476,7 @@ def test_a_run_that_another_process_is_at_work_on_comes_last_and_is_not_repeated
     going.through(plan, "test")
     assert tried == ["head 0", "lora 0"] and looks == [tried, tried]
     assert list(going.outcomes) == [plan[1], plan[2], plan[0]] and going.outcomes[plan[0]]["seconds"] == 1.25
-    told = "none, seed 0: another process is at work on it, and is waited for; Ctrl-C ends this one"
+    told = "none, seed 0: at work in another process, which is waited for; Ctrl-C ends this one"
     assert capsys.readouterr().err.count(told) == 1
 
 

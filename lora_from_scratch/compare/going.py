@@ -97,7 +97,7 @@ class Going:
                     elsewhere.append(cell)
             if elsewhere == left:
                 if elsewhere != waited_for:
-                    told = "another process is at work on it, and is waited for; Ctrl-C ends this one"
+                    told = "at work in another process, which is waited for; Ctrl-C ends this one"
                     Bar.write(f"{', '.join(map(str, left))}: {told}", file=sys.stderr)
                     waited_for = elsewhere
                 time.sleep(BETWEEN_LOOKS)
