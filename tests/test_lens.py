@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_from_scratch import UserError, inject_lora, merge_lora
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.formats.peft import load_adapter, save_adapter
 from lora_from_scratch.lens.curves import energy_kept, measure
 from lora_from_scratch.lens.measures import (
     amplification,
@@ -260,6 +261,25 @@ def test_truncating_to_the_rank_there_is_changes_nothing(adapted):
     for _, layer in lora_layers(adapted):
         whole = layer.delta_weight()
         torch.testing.assert_close(truncated(layer, 3).delta_weight(), whole, rtol=0, atol=1e-12)
+
+
+def test_an_update_of_zero_stays_a_layer_that_can_learn(tiny_gpt2, tmp_path):
+    """In one layer A is 0, in the other B, as before training."""
+    base = copy.deepcopy(tiny_gpt2)
+    model = inject_lora(tiny_gpt2, ["c_attn"], rank=3, alpha=5.0, modules_to_save=["score"])
+    with torch.no_grad():
+        first = next(layer for _, layer in lora_layers(model))
+        first.lora_A.zero_()
+        first.lora_B.fill_(1.0)
+    assert truncate(model, 2) == 0.0
+    save_adapter(model, tmp_path)
+    back = load_adapter(copy.deepcopy(base), tmp_path)
+    assert [layer.rank for _, layer in lora_layers(back)] == [2, 2]
+    ids = torch.arange(6).view(1, -1)
+    logits = back(ids).logits
+    assert torch.equal(logits, base(ids).logits)
+    logits[0, 0].backward()
+    assert all(layer.lora_B.grad.any(dim=0).all() for _, layer in lora_layers(back))
 
 
 def test_truncating_keeps_dropout_and_the_scaling_of_rslora():

@@ -13,11 +13,14 @@ import torch
 from conftest import tiny_config
 from small_runs import write_base
 from test_cli import BUNDLED, fails
+from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, UserError, adapt, methods
+from lora_from_scratch.base.precisions import base_precision
 from lora_from_scratch.cli import commands
 from lora_from_scratch.cli import main as cli
+from lora_from_scratch.core.gpt2 import classify
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.formats.table import format_named
 from lora_from_scratch.methods import METHODS
@@ -25,6 +28,8 @@ from lora_from_scratch.methods.interface import Method, check, flag
 from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.train.measure import count_parameters
 from lora_from_scratch.train.training import Course, train
+
+TOKENS = torch.arange(1, 13).view(2, 6), torch.tensor([6, 4])
 
 
 def gpt2_small() -> GPT2ForSequenceClassification:
@@ -80,6 +85,52 @@ def test_what_a_method_added_is_in_no_others_way(tiny_gpt2, first):
     assert [(name, p.requires_grad) for name, p in tiny_gpt2.named_parameters()] == learning
     if METHODS[first].merges:
         adapt(METHODS[first].merge(tiny_gpt2), RunConfig(method="head"))
+
+
+def as_it_is(model: GPT2ForSequenceClassification) -> list[object]:
+    """Which modules and tensors it holds, what they are and compute, and which learn."""
+    modules = [(name, id(m), m.training, len(m._forward_pre_hooks)) for name, m in model.named_modules()]
+    tensors = [(name, id(p), p.requires_grad, p.tolist()) for name, p in model.named_parameters()]
+    return [modules, tensors, base_precision(model), classify(model, *TOKENS).tolist()]
+
+
+class Halfway(Method):
+    """Changes the model, and then finds that it cannot."""
+
+    name, summary, saved_as, rates, format = "halfway", "stops", "Nothing", (1e-3, 1e-3), "tensors"
+
+    def adapt(self, model: nn.Module, settings: object, generator: object = None) -> nn.Module:
+        model.requires_grad_(False).eval()
+        model.score = nn.Linear(16, 2)
+        raise UserError("nothing of this kind")
+
+
+WIDE = {"target_modules": ("c_attn", "attn.c_proj"), "rank": 200}  # too much for the second alone
+REFUSED = [
+    (method, WIDE, "rank 200 is above 128") for method in ("lora", "rslora", "lora-plus", "dora", "lora-fa")
+]
+REFUSED += [
+    ("lora", {"target_modules": ("c_attn", "nothing")}, "'nothing' matches nothing"),
+    ("lora", {"target_modules": ("c_attn:q,v",), "rank": 200}, "rank 400 is above 384"),
+    ("pissa", {"target_modules": ("c_attn", "c_proj"), "rank": 17}, "a layer has 16 singular directions"),
+    ("pissa", WIDE, "a layer has 16 singular directions"),
+    ("prefix", {"prefix_length": 33}, "this model has 32 positions"),
+    ("halfway", {}, "nothing of this kind"),
+]
+
+
+@pytest.mark.parametrize("precision", ["float", "nf4"])
+@pytest.mark.parametrize(("method", "settings", "message"), REFUSED)
+def test_a_method_that_refuses_leaves_the_model_as_it_was(
+    tiny_gpt2, monkeypatch, method, settings, message, precision
+):
+    monkeypatch.setitem(METHODS, "halfway", Halfway())
+    model = tiny_gpt2
+    model.transformer.wte.requires_grad_(False)
+    before, draws = as_it_is(model), torch.get_rng_state()
+    with pytest.raises(UserError, match=message):
+        adapt(model, RunConfig(method=method, base_precision=precision, **settings))
+    assert as_it_is(model) == before and torch.equal(torch.get_rng_state(), draws)
 
 
 IN_LORA = ("c_attn.lora_A", "c_attn.lora_B")

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 import warnings
 from collections import OrderedDict
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import peft
@@ -25,11 +27,12 @@ from test_adapter import configure, unchanged
 from torch import nn
 from transformers import AutoTokenizer, GPT2ForSequenceClassification
 
-from lora_from_scratch import RunConfig, UserError, adapt, inject_lora, load_adapter, save_adapter
+from lora_from_scratch import RunConfig, UserError, adapt, inject_lora, load_adapter, merge_lora, save_adapter
 from lora_from_scratch.base.load import BUNDLED_MODEL, load_model, load_tokenizer
 from lora_from_scratch.core.surgery import inject_each, lora_layers
 from lora_from_scratch.formats import peft as our_peft
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
+from lora_from_scratch.formats.peft_config import INITIALISATIONS, REFUSED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # of PEFT, about transformers
@@ -240,6 +243,10 @@ def test_keys_that_change_no_logits_are_passed_over_in_one_warning(base, tmp_pat
         ("alora_invocation_tokens", [1, 2]),
         ("velora_config", {"num_groups": 1}),
         ("arrow_config", {"top_k": 1}),
+        ("ensure_weight_tying", True),
+        ("kasa_config", {"beta": 1}),
+        ("monteclora_config", {"k": 1}),
+        ("use_bdlora", {"nblocks": 1}),
     ],
 )
 def test_what_changes_the_result_and_is_not_implemented_is_refused_by_its_key(base, tmp_path, key, value):
@@ -250,6 +257,16 @@ def test_what_changes_the_result_and_is_not_implemented_is_refused_by_its_key(ba
         pytest.raises(UserError, match=rf"adapter_config.json: {key} = .* is not implemented"),
     ):
         load_adapter(base, tmp_path)
+
+
+def test_the_page_names_every_option_that_is_refused():
+    """And no other, each of which is one of PEFT's."""
+    page = (Path(__file__).parents[1] / "docs" / "loading.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.M)
+    assert {option for option, _ in rows} == {*REFUSED, "init_lora_weights"} and len(rows) == len(REFUSED) + 1
+    assert {option for option, _ in rows} <= {field.name for field in fields(peft.LoraConfig)}
+    starts = set(re.findall("`(.*?)`", dict(rows)["init_lora_weights"]))
+    assert starts == {start for start in INITIALISATIONS if isinstance(start, str)}
 
 
 @pytest.mark.parametrize(
@@ -457,6 +474,47 @@ def test_a_prefix_of_a_users_own_model_is_part_of_its_base(tmp_path):
     nn.init.zeros_(other.prefix)
     with pytest.raises(UserError, match="a base with other weights"):
         load_adapter(nn.ModuleDict({"own": other}), tmp_path)
+
+
+class Named(nn.Module):
+    """A user's own model, in which layers are called `base_layer` as the one within a LoRALinear is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"model_type": "own"}  # PEFT reads it
+        self.inner = nn.ModuleDict({"base_layer": nn.Linear(6, 6), "other": nn.Linear(6, 6)})
+        self.base_layer, self.top = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner["other"](self.inner["base_layer"](x).tanh()).tanh()
+        return self.top(self.base_layer(x).tanh())
+
+
+@pytest.mark.parametrize(
+    ("targets", "whole"),
+    [
+        (["base_layer"], ["top"]),
+        (["inner.base_layer", "other"], ["top"]),
+        (["other"], ["inner.base_layer", "top"]),
+    ],
+)
+def test_layers_of_a_users_own_that_are_called_base_layer(tmp_path, targets, whole):
+    torch.manual_seed(0)
+    base, x = Named(), torch.randn(3, 6)
+    ours = inject_lora(copy.deepcopy(base), targets, rank=2, alpha=6, modules_to_save=whole)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    expected = ours(x)
+    save_adapter(ours, tmp_path)
+    back = load_adapter(copy.deepcopy(base), tmp_path)
+    assert torch.equal(back(x), expected) and not torch.allclose(base(x), expected, atol=0.01)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(theirs(x), expected, rtol=1e-5, atol=1e-6)
+    merge_lora(back)
+    assert [name for name, _ in back.named_parameters()] == [name for name, _ in base.named_parameters()]
+    torch.testing.assert_close(back(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["full", "bitfit"])

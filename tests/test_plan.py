@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -18,6 +20,7 @@ import transformers
 from forks import in_a_fork
 from small_runs import write_base
 
+from lora_from_scratch.cli import main as cli
 from lora_from_scratch.compare import cells as of_cells
 from lora_from_scratch.compare import going as of_going
 from lora_from_scratch.compare import shared as of_shared
@@ -37,6 +40,7 @@ from lora_from_scratch.compare.plan import (
 from lora_from_scratch.compare.shared import Shared
 from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats import whole_files
+from lora_from_scratch.report import page
 from lora_from_scratch.runs.config import RECIPES, RunConfig
 from lora_from_scratch.runs.execute import run
 from lora_from_scratch.runs.prepare import prepare
@@ -242,6 +246,28 @@ def test_a_cell_is_read_back_by_its_key_alone(tmp_path, key):
         cells.write(key, LEFT)
 
 
+def test_a_cell_that_was_changed_by_hand_is_told_and_run_again(tmp_path, quick, shared, failing):
+    (cell,), tried = plan_of(quick, shared, "none"), failing({})
+    going = Going(Cells(tmp_path), shared)
+    going.through([cell], "test")
+    (file,) = (tmp_path / "cells").iterdir()
+    whole = json.loads(file.read_bytes())
+    better, unsealed = json.loads(file.read_bytes()), dict(whole)
+    better["record"]["accuracy"] += 1.0
+    better["record"]["evaluation"]["predictions"][0] ^= 1
+    del unsealed["contents_sha256"]
+    for changed in (better, unsealed):
+        file.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.warns(UserWarning, match=r"\.json in '.* is damaged, or was changed by hand; it is not"):
+            assert going.done([cell]) == {}
+        with pytest.warns(UserWarning, match="was changed by hand"):
+            Going(Cells(tmp_path), shared).through([cell], "test")
+        assert json.loads(file.read_bytes())["record"]["accuracy"] == whole["record"]["accuracy"]
+    assert tried == ["none 0"] * 3
+    file.write_text(json.dumps(whole, indent=3), encoding="utf-8")  # no other values
+    assert going.done([cell])
+
+
 def test_two_processes_write_into_one_folder(tmp_path, key, monkeypatch):
     """The other one makes the folder, and a cell in it, just before this one's cell appears."""
     publish = whole_files._publish
@@ -426,6 +452,140 @@ def test_what_another_process_has_done_meanwhile_is_taken(tmp_path, quick, share
     going.through(plan, "test")
     assert tried == ["none 0", "head 0"]
     assert going.outcomes == other.outcomes == Going(Cells(tmp_path), shared).done(plan)
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX, 1, int(sys.argv[2][:15], 16))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """Start a process that is at work on a run, by the lock that it holds, until it is killed."""
+    started = []
+
+    def start(going: Going, cell: Cell) -> subprocess.Popen:
+        name = going.cells.checkpoints(going._key(cell)).stem
+        command = [sys.executable, "-c", HOLD, str(tmp_path / "cells.lock"), name]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        assert started[-1].stdout.readline() == b"held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_that_another_process_is_at_work_on_comes_last_and_is_not_repeated(
+    tmp_path, quick, shared, failing, monkeypatch, capsys, at_work
+):
+    """Nor is anything waited for while other runs are left; the other process finishes after two looks."""
+    plan, tried = plan_of(quick, shared, "none", "head", "lora"), failing({})
+    going = Going(Cells(tmp_path), shared)
+    process, looks = at_work(going, plan[0]), []
+    left = {**going._run(plan[0]), "seconds": 1.25}
+    tried.clear()
+
+    def look(seconds: float) -> None:
+        looks.append(list(tried))
+        if len(looks) == 2:
+            going.cells.write(going._key(plan[0]), left)
+            process.kill()
+            process.wait()
+
+    monkeypatch.setattr(of_going.time, "sleep", look)
+    going.through(plan, "test")
+    assert tried == ["head 0", "lora 0"] and looks == [tried, tried]
+    assert list(going.outcomes) == [plan[1], plan[2], plan[0]] and going.outcomes[plan[0]]["seconds"] == 1.25
+    told = "none, seed 0: at work in another process, which is waited for; Ctrl-C ends this one"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_a_run_whose_process_is_killed_is_run_by_the_one_that_waited(
+    tmp_path, quick, shared, failing, monkeypatch, at_work
+):
+    plan, tried = plan_of(quick, shared, "none"), failing({})
+    going = Going(Cells(tmp_path), shared)
+    process, looks = at_work(going, plan[0]), []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        process.kill()
+        process.wait()
+
+    monkeypatch.setattr(of_going.time, "sleep", look)
+    going.through(plan, "test")
+    assert tried == ["none 0"] and going.outcomes[plan[0]]["status"] == "done" and len(looks) == 1
+
+
+def test_ctrl_c_ends_the_waiting(tmp_path, quick, shared, failing, monkeypatch, at_work):
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    plan, tried = plan_of(quick, shared, "none", "head"), failing({})
+    going = Going(Cells(tmp_path), shared)
+    at_work(going, plan[0])
+    monkeypatch.setattr(of_going.time, "sleep", interrupted)
+    going.through(plan, "test")
+    assert going.stopped == "interrupted" and list(going.outcomes) == [plan[1]] and tried == ["head 0"]
+
+
+def test_where_the_system_knows_no_locks_nobody_is_kept_off(tmp_path, key, monkeypatch):
+    """As on Windows, and on some network file systems."""
+
+    def without(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(of_cells.fcntl, "lockf", without)
+    for system in (of_cells.fcntl, None):
+        monkeypatch.setattr(of_cells, "fcntl", system)
+        with Cells(tmp_path).claimed(key) as mine:
+            assert mine
+    monkeypatch.undo()
+    (tmp_path / "cells.lock").unlink()
+    (tmp_path / "cells.lock").mkdir()
+    with pytest.raises(UserError, match="cannot be written: Is a directory"), Cells(tmp_path).claimed(key):
+        pass
+
+
+def both_at_once(model: str, dataset: str, out: str) -> None:
+    """Two `run.py compare` of one plan, started together; a line of runs.txt for each run that was made."""
+    of_going.account, of_going.BETWEEN_LOOKS = lambda prepared: None, 0.05
+    page.comparison_pictures = lambda comparison: {}
+    execute = of_going.execute
+
+    def noted(prepared: object, checkpoints: object) -> object:
+        with Path(out, "runs.txt").open("a") as file:
+            file.write(f"{prepared.config.method} {prepared.config.seed}\n")
+        return execute(prepared, checkpoints)
+
+    of_going.execute = noted
+    flags = ["--model", model, "--dataset", dataset, "--max-steps", "2", "--precision", "fp32"]
+    command = ["compare", "--methods", "head", "lora", "--seeds", "0", "1", *flags, "--output-dir", out]
+    children = []
+    for _ in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            os._exit(cli.main(command))
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+def test_two_commands_in_one_folder_share_the_runs_and_both_end_with_all(tmp_path, quick):
+    done = in_a_fork(both_at_once, quick.model, quick.dataset, tmp_path, folder=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert sorted((tmp_path / "runs.txt").read_text().splitlines()) == [
+        "head 0",
+        "head 1",
+        "lora 0",
+        "lora 1",
+    ]
+    assert done.stdout.count("done        4 of 4 runs, 0 failed") == 2
+    assert not list((tmp_path / "cells").glob("*.checkpoints"))
 
 
 def test_three_equal_failures_in_a_row_end_it(tmp_path, quick, shared, failing):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -267,11 +268,54 @@ def test_autograd_keeps_nothing_of_it(kind):
     assert kept == []
 
 
-def test_what_is_written_into_the_weight_is_refused_and_not_lost():
+def assign(weight: torch.Tensor) -> None:
+    weight[0] = 1.0
+
+
+def assign_data(weight: torch.Tensor) -> None:
+    weight.data = torch.zeros(36, 24)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "write",
+    [
+        assign,
+        assign_data,
+        lambda weight: weight.copy_(torch.zeros(36, 24)),
+        lambda weight: weight.add_(1.0),
+        lambda weight: weight.mul_(2.0),
+        lambda weight: weight.zero_(),
+        lambda weight: weight.data.zero_(),
+        lambda weight: weight.detach().add_(1.0),
+        lambda weight: weight.T[2:].fill_(0.0),
+        lambda weight: weight.chunk(3)[1].zero_(),
+        lambda weight: operator.iadd(weight, 1.0),
+        lambda weight: torch.add(torch.zeros(36, 24), 1.0, out=weight),
+        lambda weight: nn.init.kaiming_uniform_(weight),
+    ],
+)
+def test_what_is_written_into_the_weight_is_refused_and_not_lost(write, mode):
     layer = NF4Linear(made("linear"))
-    with pytest.raises(UserError, match=r"cannot be written to: dequantised\(model\)"):
-        layer.weight.copy_(torch.zeros(36, 24))
-    assert type(layer.weight + 0) is type(layer.weight.detach()) is torch.Tensor
+    with mode(), pytest.raises(UserError, match=r"cannot be written to: dequantised\(model\)"):
+        write(layer.weight)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_weight_is_read_as_any_other(mode):
+    layer, other, x = NF4Linear(made("linear")), torch.zeros(36, 24), torch.ones(2, 24)
+    expected = layer.dequantise()
+    with mode():
+        found = [layer.weight + 0, layer.weight.detach().clone(), other.copy_(layer.weight)]
+        found += [
+            torch.cat(layer.weight.chunk(3)),
+            layer.weight.to(torch.float64),
+            other.zero_().add_(layer.weight),
+        ]
+        found += [nn.functional.linear(x, layer.weight), torch.stack(list(layer.weight))]
+    assert [type(one) for one in found] == [torch.Tensor] * 8
+    assert torch.equal(found.pop(6), x @ expected.T)
+    assert all(torch.equal(one, expected.to(one.dtype)) for one in found)
 
 
 # In a model

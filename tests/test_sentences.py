@@ -1785,6 +1785,21 @@ PLANS = [
         "error: argument --target-modules: has a comma too many: 'attn.c_attn,'; see run.py compare --help",
     ),
     Case(
+        "a layer without a name",
+        f"{LOAD}bundled --target-modules ''",
+        "error: --target-modules '' names no layer; name one, such as attn.c_attn",
+    ),
+    Case(
+        "a layer without a name, among others",
+        f"{LOAD}bundled --method dora --target-modules attn.c_attn ''",
+        "error: --target-modules '' names no layer; name one, such as attn.c_attn",
+    ),
+    Case(
+        "a list of layers without a name",
+        "compare --target-modules '' attn.c_attn",
+        "error: --target-modules '' names no layer; name one, such as attn.c_attn",
+    ),
+    Case(
         "layers that are none, among others",
         f"{MANY} --methods head lora --target-modules attn.c_attn nonsense",
         "error: target module 'nonsense' matches nothing; this model has attn.c_attn, attn.c_proj, mlp.c_fc, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,9 @@ from lora_from_scratch.compare.tune import (
 )
 from lora_from_scratch.data.dataset import Dataset, Split, load_dataset
 from lora_from_scratch.errors import UserError
+from lora_from_scratch.runs.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def searched(
@@ -263,6 +267,7 @@ def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
     asked = asked_for(["head"], {"model": ["bundled"], "dataset": ["bundled"]}, {})
     assert rates.rate(Shared().decided(asked[0]), digest) == 1e-2, "what is held out costs no epoch"
     training = {"epochs": 1, "max_steps": 5, "batch_size": 8, "weight_decay": 0.5, "limit_train": 9}
+    training |= {"max_length": 64, "base_precision": "nf4"}
     others = [replace(lora, **{name: value}) for name, value in {**training, "rank": 8}.items()]
     for other in (*others, replace(lora, method="full")):
         with pytest.raises(UserError, match=f"no rate for {other.method}"):
@@ -273,3 +278,24 @@ def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
     for part in ("data", "base_weights"):
         with pytest.raises(UserError, match="was not tuned on"):
             rates.rate(lora, {**digest, part: "another"})
+
+
+def test_a_file_that_names_no_length_and_no_precision_of_the_base_was_made_with_the_defaults(tuned, tmp_path):
+    """As the one in benchmarks/results. What a later tuning finds for these replaces it."""
+    kept = ROOT / "benchmarks" / "results" / "rates-sst2.json"
+    record = json.loads(kept.read_text(encoding="utf-8"))
+    lora, digest = RunConfig(method="lora", epochs=2, max_length=128), record["sources"]
+    assert Rates(kept).rate(lora, digest) == record["variants"][1]["chosen"] == 1e-3
+    for changes, named_so in (({"max_length": 64}, "max length 64"), ({"base_precision": "int8"}, "int8")):
+        with pytest.raises(UserError, match=f"no rate for lora, .*{named_so}; tune it"):
+            Rates(kept).rate(replace(lora, **changes), digest)
+
+    tuning, shared, configs = tuned
+    file, whole = tmp_path / "rates.json", shared.data_fingerprint(configs[0])
+    first, later = tuning.record("first", whole), tuning.record("later", whole)
+    for variant in first["variants"]:
+        for name in ("max_length", "base_precision"):
+            del variant["settings"][name]
+    file.write_text(json.dumps(first), encoding="utf-8")
+    both = Rates(file).added_to(later)
+    assert [one["command"] for one in both["variants"]] == ["later", "later"]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -55,7 +55,8 @@ def weights_fingerprint(model: nn.Module, replaced: Iterable[str] = ()) -> str:
     """
     digest, left_out = hashlib.sha256(), set(replaced)
     base = dict(model.named_parameters()) | {f"{name}.weight": q for name, q in quantised_layers(model)}
-    base = {name.replace(".base_layer.", "."): tensor for name, tensor in base.items()}
+    in_base = names_in_base(model)
+    base = {in_base(name): tensor for name, tensor in base.items()}
     for name, tensor in sorted(base.items()):
         if name not in left_out and not is_added(name):
             tensor = tensor.dense().weight if isinstance(tensor, QuantisedLinear) else tensor
@@ -70,6 +71,20 @@ def is_added(name: str) -> bool:
     return ".lora_" in name or ".ia3_" in name or bool(re.search(r"\.h\.\d+\.prefix$", name))
 
 
+def names_in_base(model: nn.Module) -> Callable[[str], str]:
+    """What the base calls a parameter or buffer of the model: those of wrapped layers stand one name deeper.
+
+    Wrapped is what something was added beside. A user's own layer may be called `base_layer`, too.
+    """
+    wrapped = {name.rpartition(".")[0] for name, _ in model.named_parameters() if is_added(name)}
+
+    def in_base(name: str) -> str:
+        layer, _, rest = name.rpartition(".base_layer.")
+        return f"{layer}.{rest}" if layer in wrapped else name
+
+    return in_base
+
+
 def config_fingerprint(model: nn.Module) -> str:
     """SHA-256 over the configuration, as far as it changes logits, and over the buffers that are saved."""
     config = getattr(model, "config", None)
@@ -77,8 +92,8 @@ def config_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     weights = {f"{name}.{key}" for name, q in quantised_layers(model) for key, _ in q.named_buffers()}
     saved = model.state_dict().keys() - weights
-    buffers = {name: b for name, b in model.named_buffers() if name in saved}
-    buffers = {name.replace(".base_layer.", "."): b for name, b in buffers.items()}
+    in_base = names_in_base(model)
+    buffers = {in_base(name): b for name, b in model.named_buffers() if name in saved}
     for name, buffer in sorted(buffers.items()):
         digest.update(f"{name} {tuple(buffer.shape)} {buffer.dtype}".encode())
         digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -4,11 +4,12 @@ Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", a
 `int8.py` and `nf4.py` each say how a weight is rounded; their table is in `precisions.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.core.surgery import lora_layers, place
@@ -45,7 +46,8 @@ class QuantisedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:
-        weight = self.dequantise()
+        with torch.inference_mode(False):  # what is made within it does not count what is written
+            weight = self.dequantise()
         return weight.as_subclass(_Copy) if type(weight) is Tensor else weight  # a fake one has its own class
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,13 +66,31 @@ class QuantisedLinear(nn.Linear):
 
 
 class _Copy(Tensor):
-    """A weight for reading: what is written into it would be lost."""
+    """A weight for reading. What is written into it, or into a view of it, would be lost, and is refused.
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
+    What is computed from it is a plain tensor.
+    """
 
-    def copy_(self, *_: object) -> None:
-        told = "this base is quantised, and its weights cannot be written to"
-        raise UserError(f"{told}: dequantised(model) of lora_from_scratch.base.quantised makes them dense")
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable, types: object, args: tuple = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        copies = [one for one in tree_leaves((args, kwargs)) if isinstance(one, cls)]
+        with torch._C.DisableTorchFunctionSubclass():
+            before = [one._version for one in copies]  # counts what is written in place
+            found = function(*args, **kwargs)
+            set_anew = function.__name__ == "__set__" and isinstance(args[0], cls)  # weight.data = ...
+            if set_anew or before != [one._version for one in copies]:
+                told = "this base is quantised, and its weights cannot be written to"
+                where = "dequantised(model) of lora_from_scratch.base.quantised"
+                raise UserError(f"{told}: {where} makes them dense")
+            memory = [one.untyped_storage().data_ptr() for one in copies]
+
+            def kept(one: Tensor) -> Tensor:
+                return one.as_subclass(cls) if one.untyped_storage().data_ptr() in memory else one
+
+            return tree_map_only(Tensor, kept, found)
 
 
 class _Product(Function):

@@ -41,7 +41,7 @@ def _yes_or_no(word: str) -> bool:
 def _parts(word: str) -> tuple[str, ...]:
     """A list parted by commas; q, k or v alone belongs to what stands before it, as in attn.c_attn:q,v."""
     parts = tuple(re.split(",(?![qkv](?:,|$))", word))
-    if "" in parts:
+    if word and "" in parts:
         raise argparse.ArgumentTypeError(f"has a comma too many: {quoted(word)}")
     return parts
 

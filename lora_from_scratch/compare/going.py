@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
@@ -27,6 +27,7 @@ EQUAL_FAILURES = 3  # in a row end it: the fault is common to all
 OF_A_RATE = "--lr"  # in the error of a run whose rate was too high for it
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own time left knows no methods
 POINTS = 200  # of a loss curve
+BETWEEN_LOOKS = 1.0  # seconds, at what another process is at work on
 
 
 @dataclass
@@ -66,15 +67,8 @@ class Going:
         errors: list[str | None] = []  # None of a run that is done
         with Bar(total=len(plan), initial=len(plan) - len(left), desc=title, bar_format=BAR) as bar:
             try:
-                for number, cell in enumerate(left):
-                    bar.set_postfix_str(f"{cell}{_time_left(left[number:], self.outcomes)}")
-                    key = self._key(cell)
-                    by_now = self.done([cell]).get(cell)  # by another process, at work in the same folder
-                    outcome = by_now or self.cells.write(key, self._run(cell))
-                    self.outcomes[cell] = outcome
-                    # Kept, or lost by its rate: nothing has to go on from a checkpoint.
-                    if outcome["status"] == DONE or OF_A_RATE in outcome["error"]:
-                        Checkpoints(self.cells.checkpoints(key), {}).clear()
+                for cell in self._in_turn(left, bar):
+                    outcome = self.outcomes[cell]
                     bar.update()
                     self._tell(cell, outcome)
                     error = outcome.get("error")
@@ -84,6 +78,39 @@ class Going:
                         return
             except KeyboardInterrupt as interrupt:
                 self.stopped, self.signal = "interrupted", getattr(interrupt, "signal", signal.SIGINT)
+
+    def _in_turn(self, left: list[Cell], bar: Bar) -> Iterator[Cell]:
+        """Each run, once it has an outcome. Those that another process is at work on in the same folder come
+        last: what it finishes is read, and what it leaves undone is run.
+        """
+        waited_for: list[Cell] = []
+        while left:
+            elsewhere = []
+            for number, cell in enumerate(left):
+                bar.set_postfix_str(f"{cell}{_time_left([*elsewhere, *left[number:]], self.outcomes)}")
+                with self.cells.claimed(self._key(cell)) as mine:
+                    if mine:
+                        self.outcomes[cell] = self._finished(cell)
+                if mine:
+                    yield cell
+                else:
+                    elsewhere.append(cell)
+            if elsewhere == left:
+                if elsewhere != waited_for:
+                    told = "at work in another process, which is waited for; Ctrl-C ends this one"
+                    Bar.write(f"{', '.join(map(str, left))}: {told}", file=sys.stderr)
+                    waited_for = elsewhere
+                time.sleep(BETWEEN_LOOKS)
+            left = elsewhere
+
+    def _finished(self, cell: Cell) -> dict[str, object]:
+        """What another process has made of the run by now, else what this one makes of it."""
+        key = self._key(cell)
+        outcome = self.done([cell]).get(cell) or self.cells.write(key, self._run(cell))
+        # Kept, or lost by its rate: nothing has to go on from a checkpoint.
+        if outcome["status"] == DONE or OF_A_RATE in outcome["error"]:
+            Checkpoints(self.cells.checkpoints(key), {}).clear()
+        return outcome
 
     def _key(self, cell: Cell) -> dict[str, object]:
         return key_of(cell.config, self.digest(cell.config))

@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+from lora_from_scratch.base.precisions import FLOAT, KEY
 from lora_from_scratch.compare.plan import setting
 from lora_from_scratch.errors import UserError, quoted
 from lora_from_scratch.methods import method_named
 from lora_from_scratch.runs.config import RunConfig
 
 FILE, TUNED = "rates.json", "tuned"  # TUNED: the recipe that reads it
-OF_TRAINING = ("epochs", "max_steps", "batch_size", "weight_decay", "limit_train")
+OF_TRAINING = ("epochs", "max_steps", "batch_size", "weight_decay", "limit_train", "max_length", KEY)
+# What files of earlier versions say nothing of: they were made with the defaults, which were these.
+EARLIER = {"max_length": 128, KEY: FLOAT}
 BY = ("command", "date", "code")  # what a variant was tuned by
 SEEDS = (100, 101, 102)  # of a tuning: others than a comparison's
 ADVICE = "tune it with run.py tune, or name a rate with --lr"
@@ -24,6 +27,8 @@ class Rates:
         try:
             record = self._record = json.loads(path.read_text(encoding="utf-8"))
             self._sources = {what: record["sources"][what] for what in ("data", "base_weights")}
+            for one in record["variants"]:
+                one["settings"] = {**EARLIER, **one["settings"]}
             variants = [(one["method"], dict(one["settings"]), one["chosen"]) for one in record["variants"]]
             self._chosen = [(method, of, float(lr)) for method, of, lr in variants if lr is not None]
         except FileNotFoundError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_from_scratch.core.surgery import is_suffix
+from lora_from_scratch.core.surgery import is_suffix, lora_layers
 from lora_from_scratch.data.lines import refuse_pointer
 from lora_from_scratch.errors import UserError, first_line
 from lora_from_scratch.formats.peft_patterns import PATTERN, of_pattern
@@ -121,7 +121,9 @@ class PeftConfig:
 
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
         """The modules of the model that get A and B, by name; raises `UserError` if nothing names them."""
-        wanted, modules = self.target_modules, dict(model.named_modules())
+        within = {f"{name}.base_layer" for name, _ in lora_layers(model)}
+        wanted = self.target_modules
+        modules = {name: module for name, module in model.named_modules() if name not in within}
         if wanted is None:
             kind = getattr(getattr(model, "config", None), "model_type", None)
             if kind not in DEFAULT_TARGETS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_from_scratch.base.fingerprint import is_added
+from lora_from_scratch.base.fingerprint import is_added, names_in_base
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.errors import UserError
@@ -31,8 +31,9 @@ def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
             if not module:
                 raise UserError(f"{name} learns outside any module, and PEFT saves modules: put it into one")
             modules.add(module)
+    in_base = names_in_base(model)
     for name in tensors:
-        if ".base_layer." in name and _within(name, modules):
+        if in_base(name) != name and _within(name, modules):
             raise UserError(f"{name} stands under what learns whole and has LoRA: PEFT saves one of the two")
     return {name: p for name, p in tensors.items() if ".lora_" in name or _within(name, modules)}
 

@@ -35,12 +35,14 @@ def truncate(model: nn.Module, rank: int) -> float:
 def truncated(layer: LoRALinear, rank: int) -> LoRALinear:
     """The layer with the first `rank` directions of its update, its scaling s and its dropout as before.
 
-    B = U_k sqrt(S_k / s) and A = sqrt(S_k / s) V_k^T, so that s B A is what is kept. A that is frozen stays
-    so (LoRA-FA): what learns goes on to learn, and nothing else.
+    B = U_k sqrt(S_k / s) and A = sqrt(S_k / s) V_k^T, so that s B A is what is kept. Where S is 0, A is V^T
+    alone: with both factors 0 neither would get a gradient, and a file of zeros stands for no LoRA layer.
+
+    A that is frozen stays so (LoRA-FA): what learns goes on to learn, and nothing else.
     """
     U, S, Vh = svd_of_update(layer)
     U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
     s, k = layer.scaling, len(S)
     root = (S / s).sqrt()
     alpha = s * (math.sqrt(k) if layer.rank_stabilized else k)
-    return lora_like(layer, root[:, None] * Vh, U * root, alpha)
+    return lora_like(layer, root.where(S > 0, 1.0)[:, None] * Vh, U * root, alpha)

@@ -32,9 +32,12 @@ def in_order(parts: Iterable[str]) -> tuple[str, ...]:
 def spelled(targets: Iterable[str]) -> tuple[str, ...]:
     """Targets with their parts in c_attn's order, so that what is the same has one name.
 
-    UserError for what is no part, parts of another layer, and layers that are named beside parts of them.
+    UserError for what is no part, parts of another layer, layers that are named beside parts of them, and
+    an empty name.
     """
     pairs = [parted(target) for target in targets]
+    if ("", ()) in pairs:
+        raise UserError("--target-modules '' names no layer; name one, such as attn.c_attn")
     for i, (suffix, parts) in enumerate(pairs):
         if parts and suffix.rpartition(".")[2] != FUSED:
             told = f"--target-modules {suffix}:{','.join(parts)}: only {FUSED} is q, k and v in one layer"

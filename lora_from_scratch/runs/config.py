@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -148,13 +150,28 @@ def adapt(
     """Make the model ready for `config.method`, in place; the generator draws what is new, LoRA's A.
 
     Its frozen matrices are then kept in `config.base_precision`. UserError if the model lacks what the
-    settings name, or holds what a method added before: no file would say that of it.
+    settings name, or holds what a method added before: no file would say that of it. It is then as it was.
     """
     from lora_from_scratch.base.fingerprint import is_added
 
     if added := next((name for name, _ in model.named_parameters() if is_added(name)), None):
         raise UserError(f"this model was adapted before, and has {added}: merge it, or load its base anew")
+    _rehearse(model, config)
     return config.way.adapt(quantise(model, config.base_precision), config.settings, generator)
+
+
+def _rehearse(model: GPT2ForSequenceClassification, config: RunConfig) -> None:
+    """Raise what the method refuses on a model of the same shapes, without memory: nothing is then to be
+    undone in the other, and what has been quantised could not be. Neither draws nor warnings are left.
+    """
+    import torch
+
+    with torch.device("meta"):
+        shapes = type(model)(model.config)
+    draws, numbers = torch.random.fork_rng(devices=()), suppress(RuntimeError)  # a method may read numbers
+    with draws, numbers, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config.way.adapt(shapes, config.settings, torch.Generator())
 
 
 def _word(value: object) -> str:

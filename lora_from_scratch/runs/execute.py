@@ -10,6 +10,7 @@ from statistics import mean
 import torch
 from transformers import GPT2ForSequenceClassification
 
+from lora_from_scratch.base.fingerprint import names_in_base
 from lora_from_scratch.base.quantised import kept_weights
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.loop import Forward
@@ -207,7 +208,8 @@ def evaluate_prepared(prepared: Prepared) -> Evaluation:
     UserError if its logits are not finite.
     """
     model = prepared.model.eval()
-    parameters = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters()}
+    in_base = names_in_base(model)
+    parameters = {in_base(name): p for name, p in model.named_parameters()}
     rounded = [name for name, parameter in parameters.items() if parameter.dtype == torch.bfloat16]
     for name, weight in prepared.base_weights(rounded) if rounded else ():
         parameters[name].data = weight.to(parameters[name].device)
