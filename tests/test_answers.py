@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Tokenizer
 
-from lora_from_scratch import LoRALinear, RunConfig, adapt, inject_lora
-from lora_from_scratch.base.load import BUNDLED, load_model, load_tokenizer
+from lora_from_scratch import LoRALinear, RunConfig, adapt, inject_lora, load_adapter
+from lora_from_scratch.base.load import BUNDLED, draw_head, load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.data.batches import tokenize
@@ -125,9 +125,10 @@ def test_before_the_first_step_the_loss_is_near_ln_2():
     labels = torch.tensor(split.labels)
     states = predict_logits(model, tokenize(tokenizer, split.sentences, split.labels, 128))  # (N, 256)
     losses, squares = [], []
+    model.score = nn.Linear(256, 2, bias=False)
     for seed in range(10):
-        draw = torch.Generator().manual_seed(seed)
-        logits = states @ nn.init.normal_(torch.empty(2, 256), std=0.02, generator=draw).T
+        head = draw_head(model, torch.Generator().manual_seed(seed)).score.weight.detach()
+        logits = states @ head.T
         losses.append(cross_entropy(logits, labels).item())
         squares.append((logits[:, 1] - logits[:, 0]).square().mean().item())
     told = f"it was {min(losses):.2f} to {max(losses):.2f}, for ten seeds"
@@ -230,6 +231,12 @@ def test_more_data_for_a_finished_adapter_goes_on_from_it(tmp_path, monkeypatch,
     ids, lengths = torch.arange(1, 7)[None], torch.tensor([6])
     logits = [plain_classify(one.model.eval(), ids, lengths) for one in (new, old)]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+    by_shape, other = (load_model("merged", names, 0) for names in (["good", "poor"], ["bad", "good"]))
+    assert torch.equal(by_shape.score.weight, other.score.weight)
+    again = load_adapter(load_model(BUNDLED, ["bad", "good"], 0), Path("runs/reviews"))
+    learning = [name.split(".")[-1] for name, p in again.named_parameters() if p.requires_grad]
+    assert sorted(learning) == ["lora_A", "lora_A", "lora_B", "lora_B", "weight"]
+    assert torch.equal(again.score.weight, old.model.score.weight) and again.score.weight.requires_grad
     capsys.readouterr()
     (lines,) = [code for language, code in blocks("commands", "Classify from Python")]
     exec(compile(lines, "docs/commands.md", "exec"), {})
