@@ -83,7 +83,7 @@ def none_left_out(_: None) -> str:
         file = json.loads(path.read_text(encoding="utf-8"))
         variants = [one for dataset in file["datasets"] for one in dataset["variants"]]
         runs = [run for one in variants if one["trainable_parameters"] for run in one["runs"]]
-        link = f"[{path.parent.name}](../benchmarks/results/{path.parent.name}/runs.csv)"
+        link = f"[{path.parent.name}](../benchmarks/results/{path.parent.name}/results.json)"
         counts = (str(file[key]) for key in ("planned", "done", "failed"))
         lowest = (f"{min(run[key] for run in runs):.1f}" for key in ("accuracy", "f1"))
         rows.append([link, str(len(file["seeds"])), *counts, *lowest])
