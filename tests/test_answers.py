@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -138,6 +139,12 @@ def test_before_the_first_step_the_loss_is_near_ln_2():
         assert loss == pytest.approx(math.log(2) + square / 8, abs=0.01)
 
 
+def checkpointed(
+    forward: Callable, reentrant: bool, x: torch.Tensor, *more: object, **named: object
+) -> object:
+    return checkpoint(partial(forward, **named), x, *more, use_reentrant=reentrant)
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_checkpointing_of_ones_own_gives_the_same_gradients(tiny_gpt2, dropout):
@@ -150,10 +157,9 @@ def test_checkpointing_of_ones_own_gives_the_same_gradients(tiny_gpt2, dropout):
         model = copy.deepcopy(tiny_gpt2).train()
         if reentrant is not None:
             for block in model.transformer.h:
-                inner = partial(block.forward, use_cache=False)
-                block.forward = lambda x, *_, i=inner, r=reentrant, **__: checkpoint(i, x, use_reentrant=r)
+                block.forward = partial(checkpointed, block.forward, reentrant)
         torch.manual_seed(0)
-        cross_entropy(model(ids).logits, labels).backward()
+        cross_entropy(model(ids, use_cache=False).logits, labels).backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     assert found[0].keys() == found[1].keys() and all(g is not None for g in found[0].values())
     assert [name for name, grad in found[2].items() if grad is not None] == ["score.weight"]
