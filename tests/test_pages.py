@@ -46,8 +46,9 @@ EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"(<!-- from (\S+): (\w+) -->\n)(.*?)(\n<!-- end -->)", re.S)
 FIGURE = re.compile(r"([-+\d.,]*\d(?: %)?)(<!-- (\S+\.json): ([^:]+):(\S+) -->)")
 MEASURED = re.compile(r"\d[\d.,]* (?:%|times|points|ms|us|s|GB|[TG]FLOP(?:/s)?)(?!\w)")
-# Another author's figures for GPT-2 small, on the one page that quotes them.
+# Other authors' figures, on the one page that quotes them: for GPT-2 small,
 QUOTED = {"published-table.md": {"83.26", "83.41", "86.93", "87.42", "83.14", "83.72", "88.30", "86.24"}}
+QUOTED["published-table.md"] |= {"94.8", "95.1", "96.4", "96.2"}  # the LoRA paper's, for RoBERTa
 
 
 def table(*rows: list[str]) -> str:
@@ -62,15 +63,31 @@ def compared(file: dict) -> str:
     rows = [["method", *columns]]
     for one in dataset["variants"]:
         accuracy, f1, seconds = one["accuracy"], one["f1"], one["seconds"] and one["seconds"]["median"]
-        spread = "" if accuracy["sd"] is None else f" (SD {accuracy['sd']:.2f})"
-        cells = [f"{accuracy['mean']:.2f}{spread}", numbers.between(accuracy["interval"])]
+        means = [
+            f"{m['mean']:.2f}" + ("" if m["sd"] is None else f" (SD {m['sd']:.2f})") for m in (accuracy, f1)
+        ]
+        cells = [means[0], numbers.between(accuracy["interval"]), means[1]]
         cells += [
-            f"{f1['mean']:.2f}",
             f"{one['trainable_parameters']:,}",
             f"{seconds:.0f}" if seconds else "-",
         ]
         rows.append([one["label"], *cells, f"{one['peak_bytes'] / 1e9:.2f}"])
     return f"{table(*rows)}\n\n{dataset['headline']}\n{what_ran(file)}"
+
+
+def none_left_out(_: None) -> str:
+    """Of each comparison that is kept: how many runs were planned, done and failed, and the worst trained."""
+    rows = [["comparison", "seeds", "runs planned", "done", "failed"]]
+    rows[0] += ["lowest accuracy of a run that trained (%)", "lowest F1 (%)"]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*/results.json")):
+        file = json.loads(path.read_text(encoding="utf-8"))
+        variants = [one for dataset in file["datasets"] for one in dataset["variants"]]
+        runs = [run for one in variants if one["trainable_parameters"] for run in one["runs"]]
+        link = f"[{path.parent.name}](../benchmarks/results/{path.parent.name}/results.json)"
+        counts = (str(file[key]) for key in ("planned", "done", "failed"))
+        lowest = (f"{min(run[key] for run in runs):.1f}" for key in ("accuracy", "f1"))
+        rows.append([link, str(len(file["seeds"])), *counts, *lowest])
+    return table(*rows)
 
 
 def what_ran(file: dict) -> str:
@@ -127,6 +144,32 @@ def two_rates(file: dict) -> str:
             needed = one["advice"].partition(", as seen here, takes ")[2] or "-"
             rows.append([name, at_common, rate, at_own, one["sentence"], needed])
     return f"{table(*rows)}\n\n`{file['command']}`"
+
+
+def orders(file: dict) -> str:
+    """The methods by mean accuracy, at the rate that is one for all and each at its own."""
+    (dataset,) = file["datasets"]
+    variants = [one for one in dataset["variants"] if one["method"] != "none"]
+    common = [one for one in variants if one["config"]["lr"] == 2e-4]
+    rows = []
+    for told, ones in (("at 0.0002", common), ("each at its own", [v for v in variants if v not in common])):
+        ranked = sorted(ones, key=lambda one: -one["accuracy"]["mean"])
+        rows.append(f"- {told}: " + ", ".join(f"{v['method']} {v['accuracy']['mean']:.2f}" for v in ranked))
+    return "\n".join(rows)
+
+
+def flat_ranges(file: dict) -> str:
+    """From which rate to which one accuracy on the held-out sentences stays within a point of its best."""
+    rows = [["method", "best accuracy (%)", "at", "within one point of it", "rates tried"]]
+    for label, one in tuned_variants(file):
+        accuracy = {p["lr"]: mean(run["accuracy"] for run in p["runs"]) for p in one["points"]}
+        best = max(accuracy, key=accuracy.__getitem__)
+        near = [rate for rate, value in accuracy.items() if value >= accuracy[best] - 1]
+        single = {p["lr"] for p in one["points"] if len(p["runs"]) == 1}
+        told = ", ".join(f"({rate:g})" if rate in single else f"{rate:g}" for rate in sorted(near))
+        rows.append([label, f"{accuracy[best]:.1f}", f"{best:g}", told])
+        rows[-1].append(f"{min(accuracy):g} to {max(accuracy):g}")
+    return table(*rows)
 
 
 def by_loss_and_accuracy(file: dict) -> str:
@@ -433,6 +476,21 @@ def lens_ranks(file: dict) -> str:
     return table(*rows)
 
 
+def lens_amplified(file: dict) -> str:
+    """The paper's table 7 of each LoRA of one seed: W0 along the update's, its own and random ones."""
+    rows = [["layer", "adapter", "norm of \u0394W", "W0 along \u0394W's directions", "along its own first"]]
+    rows[0] += ["along random ones", "\u0394W's over W0 along it", "W0 along it over random"]
+    small, large = sorted(file["adapters"][:2], key=lambda one: one["directions"])
+    for layer, other in zip(small["layers"], large["layers"], strict=True):
+        for adapter, one in ((small, layer), (large, other)):
+            found = one["amplification"]
+            norms = (one["norm"], found["by_update"], found["by_base"], found["by_chance"])
+            ratios = (found["factor"], found["by_update"] / found["by_chance"])
+            cells = [*(f"{value:.2f}" for value in norms), *(f"{value:.1f}" for value in ratios)]
+            rows.append([one["layer"], adapter["label"], *cells])
+    return table(*rows)
+
+
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (
         compared,
@@ -448,7 +506,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     )
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
-    kinds += (shares, lens_thresholds)
+    kinds += (shares, lens_thresholds, none_left_out, orders, flat_ranges, lens_amplified)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

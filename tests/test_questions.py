@@ -1,4 +1,4 @@
-"""What docs/questions.md, docs/choices.md and the pages beside them say, where no other test holds it."""
+"""What docs/questions*.md, docs/choices.md and the pages beside them say, where no other test holds it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ from lora_from_scratch.train.measure import count_parameters
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-LEARNERS = ("by-hand", "choices", "questions", "glossary", "where-to-change")
+QUESTIONS = ("questions", "questions-of-use")
+LEARNERS = ("by-hand", "choices", *QUESTIONS, "glossary", "where-to-change")
 LR = 1e-3
 
 
@@ -295,8 +296,9 @@ def test_dropout_left_on_looks_like_a_wrong_merge(tiny_gpt2):
 
 
 def test_each_question_has_an_answer_that_names_what_backs_it():
-    answers = re.findall(r"^\*\*(.+?\?)\*\*\s+(.+?)\n\n", read("questions") + "\n", re.S | re.M)
-    assert len(answers) >= 24
+    text = "".join(read(page) + "\n" for page in QUESTIONS)
+    answers = re.findall(r"^\*\*(.+?\?)\*\*\s+(.+?)\n\n", text, re.S | re.M)
+    assert len(answers) >= 40
     for question, answer in answers:
         assert re.search(r"`test_\w+`|\]\(|<!-- |`examples/", answer), question
         sentences = re.split(r"(?<=[.:?])\s+(?=[A-Z\[`])", re.sub(r"\([^()]*\)", "", answer).strip())

@@ -1,0 +1,253 @@
+"""What docs/questions-of-use.md, docs/questions.md and the pages that they link to say of using a model."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize_lora, tiny_config
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Tokenizer
+
+from lora_from_scratch import LoRALinear, RunConfig, adapt, inject_lora, load_adapter
+from lora_from_scratch.base.load import BUNDLED, draw_head, load_model, load_tokenizer
+from lora_from_scratch.cli import main as cli
+from lora_from_scratch.core.gpt2 import classify as plain_classify
+from lora_from_scratch.data.batches import tokenize
+from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.lens.measures import overlap
+from lora_from_scratch.lens.record import _spanned
+from lora_from_scratch.methods.parted_lora import PartedLoRALinear
+from lora_from_scratch.train.evaluate import predict_logits
+from lora_from_scratch.train.measure import count_parameters
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def raw(page: str) -> str:
+    return (DOCS / f"{page}.md").read_text(encoding="utf-8")
+
+
+def read(page: str) -> str:
+    """In one line, so that a sentence is found wherever the page breaks it."""
+    return " ".join(raw(page).split())
+
+
+def blocks(page: str, heading: str) -> list[tuple[str, str]]:
+    """Language and lines of each block of code below a heading."""
+    section = re.split(r"^#+ ", raw(page).split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.M)[0]
+    return re.findall(r"^```(\w+)\n(.*?)^```", section, re.S | re.M)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_other_factors_span_the_same_rows_and_columns():
+    """What the lens compares of A, its span, is the same for A and for inverse(M) A; A itself is not."""
+    A, B, M = normal(3, 9), normal(7, 3, seed=1), normal(3, 3, seed=2)
+    for mine, other in ((A, torch.linalg.inv(M) @ A), (B.T, (B @ M).T)):
+        assert overlap(_spanned(mine), _spanned(other))[-1, -1].item() == pytest.approx(1, abs=1e-9)
+        assert not torch.allclose(mine, other, atol=0.1)
+    elsewhere = overlap(_spanned(A), _spanned(normal(3, 9, seed=3)))[-1, -1].item()
+    assert elsewhere < 0.9
+
+
+def test_at_full_rank_b_a_can_be_any_update_and_still_steps_elsewhere():
+    """By one step of plain gradient descent from B = 0; of AdamW's the page says no more."""
+    width, out, s = 5, 9, 4.0
+    wanted = normal(out, width)
+    layer = LoRALinear(nn.Linear(width, out, dtype=torch.float64), rank=width, alpha=s * width)
+    U, S, Vh = torch.linalg.svd(wanted, full_matrices=False)
+    kept, layer.lora_A.data, layer.lora_B.data = layer.lora_A.data.clone(), Vh, U * S / s
+    torch.testing.assert_close(layer.delta_weight(), wanted, rtol=1e-9, atol=1e-9)
+    layer.lora_A.data, layer.lora_B.data = kept, torch.zeros(out, width, dtype=torch.float64)
+    full, x = copy.deepcopy(layer.base_layer).requires_grad_(), normal(20, width, seed=1)
+    for module in (layer, full):
+        module(x).square().sum().backward()
+    moved = s * (-layer.lora_B.grad) @ layer.lora_A.detach()  # at a rate of 1
+    torch.testing.assert_close(moved, -(s**2) * full.weight.grad @ kept.T @ kept, rtol=1e-9, atol=1e-9)
+    aligned = torch.cosine_similarity(moved.flatten(), -full.weight.grad.flatten(), dim=0).item()
+    assert 0 < aligned < 0.99
+
+
+def test_what_full_rank_counts_on_gpt2_small():
+    per_rank, of_w = 768 + 2304, 768 * 2304
+    assert of_w == 576 * per_rank
+    for rank in (576, 768):
+        with torch.device("meta"):
+            model = GPT2ForSequenceClassification(GPT2Config(n_layer=1, pad_token_id=0))
+        assert count_parameters(adapt(model, RunConfig(rank=rank))).adapter == rank * per_rank
+    told = f"{768 * per_rank:,} numbers at rank 768 against {of_w:,} in W0"
+    assert told in read("questions")
+
+
+def test_no_rate_is_within_a_point_of_the_best_for_all():
+    table = re.search(r"<!-- from \S+: flat_ranges -->\n(.*?)<!-- end -->", raw("choices"), re.S)[1]
+    near = [set(re.findall(r"[\d.e-]*\d", row.split("|")[4])) for row in table.strip().splitlines()[2:]]
+    assert len(near) == 6 and all(near) and not set.intersection(*near)
+
+
+def test_three_parts_can_be_every_shared_update_and_one_shared_a_not_every_one_of_theirs():
+    width, rank = 6, 2
+    shared = LoRALinear(nn.Linear(width, 3 * width, dtype=torch.float64), rank, alpha=5)
+    parts = PartedLoRALinear(nn.Linear(width, 3 * width, dtype=torch.float64), ("q", "k", "v"), rank, alpha=5)
+    shared.lora_B.data = normal(3 * width, rank)
+    parts.lora_A.data, parts.lora_B.data = shared.lora_A.repeat(3, 1), shared.lora_B.data.clone()
+    torch.testing.assert_close(parts.delta_weight(), shared.delta_weight(), rtol=1e-9, atol=1e-9)
+    parts.lora_A.data = normal(3 * rank, width, seed=1)
+    assert torch.linalg.matrix_rank(parts.delta_weight()) == 3 * rank
+    assert torch.linalg.matrix_rank(shared.delta_weight()) == rank
+    for targets, count in ((("attn.c_attn",), "24,576"), (("attn.c_attn:q,k,v",), "36,864")):
+        with torch.device("meta"):
+            model = GPT2ForSequenceClassification(GPT2Config(n_layer=1, pad_token_id=0))
+        adapted = adapt(model, RunConfig(rank=8, target_modules=targets))
+        assert f"{count_parameters(adapted).adapter:,}" == count and count in read("family-lora")
+
+
+def test_before_the_first_step_the_loss_is_near_ln_2():
+    """Over ten heads, on all bundled validation sentences, of which half are of either class."""
+    dataset, tokenizer = load_dataset("bundled"), load_tokenizer(BUNDLED)
+    model = load_model(BUNDLED, [str(i) for i in range(256)], tokenizer.pad_token_id).eval()
+    model.score.weight.data = torch.eye(256)  # what the head reads comes out as it is
+    split = dataset.validation
+    labels = torch.tensor(split.labels)
+    states = predict_logits(model, tokenize(tokenizer, split.sentences, split.labels, 128))  # (N, 256)
+    losses, squares = [], []
+    model.score = nn.Linear(256, 2, bias=False)
+    for seed in range(10):
+        head = draw_head(model, torch.Generator().manual_seed(seed)).score.weight.detach()
+        logits = states @ head.T
+        losses.append(cross_entropy(logits, labels).item())
+        squares.append((logits[:, 1] - logits[:, 0]).square().mean().item())
+    told = f"it was {min(losses):.2f} to {max(losses):.2f}, for ten seeds"
+    assert told in read("questions"), told
+    assert f"has a length of {states.norm(dim=1).mean():.0f}" in read("questions"), states.norm(dim=1).mean()
+    for loss, square in zip(losses, squares, strict=True):
+        assert loss == pytest.approx(math.log(2) + square / 8, abs=0.01)
+
+
+def checkpointed(
+    forward: Callable, reentrant: bool, x: torch.Tensor, *more: object, **named: object
+) -> object:
+    return checkpoint(partial(forward, **named), x, *more, use_reentrant=reentrant)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_checkpointing_of_ones_own_gives_the_same_gradients(tiny_gpt2, dropout):
+    """Around blocks whose inputs need no gradient: embeddings are frozen. Of the older kind A gets none."""
+    inject_lora(tiny_gpt2, ["attn.c_attn"], 2, 8, dropout=dropout, modules_to_save=["score"])
+    randomize_lora(tiny_gpt2)
+    ids, labels = torch.arange(1, 25).view(4, 6), torch.tensor([0, 1, 1, 0])
+    found = []
+    for reentrant in (None, False, True):  # None: not checkpointed
+        model = copy.deepcopy(tiny_gpt2).train()
+        if reentrant is not None:
+            for block in model.transformer.h:
+                block.forward = partial(checkpointed, block.forward, reentrant)
+        torch.manual_seed(0)
+        cross_entropy(model(ids, use_cache=False).logits, labels).backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys() and all(g is not None for g in found[0].values())
+    assert [name for name, grad in found[2].items() if grad is not None] == ["score.weight"]
+    for name, grad in found[0].items():
+        assert torch.equal(grad, found[1][name]), name
+    assert any(grad.abs().max() > 0 for name, grad in found[0].items() if name.endswith("lora_A"))
+
+
+def test_prefixes_take_no_position_of_the_text():
+    """A text may fill all positions, and its first token stands at 0."""
+    torch.manual_seed(0)
+    model = adapt(GPT2ForSequenceClassification(tiny_config()), RunConfig(method="prefix")).eval()
+    ids, lengths = torch.arange(1, 33)[None], torch.tensor([32])
+    assert model.config.n_positions == 32
+    before = plain_classify(model, ids, lengths)
+    model.transformer.wpe.weight.data[0] += 1.0
+    assert not torch.equal(plain_classify(model, ids, lengths), before)
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert names == {"score.weight", "transformer.h.0.prefix", "transformer.h.1.prefix"}
+
+
+def test_gpt2s_tokens_change_with_a_capital_and_a_space_and_the_bundled_ones_do_not(shared):
+    gpt2 = GPT2Tokenizer(str(shared / "gpt2" / "vocab.json"), str(shared / "gpt2" / "merges.txt"))
+    bundled, page = load_tokenizer(BUNDLED), read("questions-of-use")
+    rows = [f"`{text}`" for text in ("it does n't work .", "It does n't work .", "It doesn't work.")]
+    for row in rows:
+        tokens = " ".join(gpt2.tokenize(row[1:-1])).replace("\u0120", "_")
+        assert f"| {row} | `{tokens}` |" in page, tokens
+    assert len({tuple(bundled(row[1:-1]).input_ids) for row in rows}) == 1
+    assert gpt2.tokenize(" it")[0] != gpt2.tokenize("it")[0] and gpt2.tokenize("work . ")[-1] == "\u0120"
+    assert bundled(" it ").input_ids == bundled("it").input_ids
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Letters and digits alone, in lower case."""
+    return tuple(re.sub(r"[^a-z0-9]+", " ", text.lower()).split())
+
+
+def test_what_sst2s_train_rows_share_with_its_validation_sentences(shared):
+    dataset = load_dataset(str(shared / "data" / "sst2"))
+    rows, sentences = map(words, dataset.train.sentences), list(map(words, dataset.validation.sentences))
+    parts: dict[tuple[str, ...], set[int]] = {}
+    for number, sentence in enumerate(sentences):
+        for start in range(len(sentence)):
+            for end in range(start + 1, len(sentence) + 1):
+                parts.setdefault(sentence[start:end], set()).add(number)
+    inside = [row for row in rows if row in parts]
+    assert sorted(" ".join(one) for one in set(inside) & set(sentences)) == ["bad", "cool"]
+    assert max(map(len, inside)) == 7
+    longer = [row for row in inside if len(row) >= 5]
+    told = f"{len(longer)} of the rows that have five words or more stand in {{}} of the validation sentences"
+    assert told.format(len(set().union(*(parts[row] for row in longer)))) in read("published-table"), told
+
+
+@pytest.mark.usefixtures("few_sentences", "undrawn")
+def test_more_data_for_a_finished_adapter_goes_on_from_it(tmp_path, monkeypatch, capsys, tiny_bundle):
+    """The recipe of docs/resuming.md, then the lines of docs/commands.md on what it leaves."""
+    monkeypatch.chdir(tmp_path)
+    dataset = load_dataset("bundled")
+    for name, split in (("reviews.csv", dataset.train), ("more_reviews.csv", dataset.validation)):
+        with Path(name).open("w", newline="", encoding="utf-8") as file:
+            rows = zip(split.sentences, (("bad", "good")[label] for label in split.labels), strict=True)
+            csv.writer(file).writerows([("text", "label"), *rows])
+    short = ["--precision", "fp32", "--max-steps", "4", "--batch-size", "8"]
+    first = ["--model", "bundled", "--dataset", "reviews.csv", "--output-dir", "runs/reviews"]
+    assert cli.main([*first, *short]) == 0
+    ((_, commands),) = blocks("resuming", "More data for a finished adapter")
+    for command in commands.strip().splitlines():
+        arguments = shlex.split(command)[2:]
+        at_zero = ["--lr", "1e-9"] if arguments[0].startswith("--") else []  # the start is what is looked at
+        assert cli.main([*arguments, *(short if at_zero else []), *at_zero]) == 0, command
+    old, new = load_adapted(Path("runs/reviews")), load_adapted(Path("runs/more"))
+    torch.testing.assert_close(new.model.score.weight, old.model.score.weight, rtol=0, atol=1e-6)
+    assert new.base_name.endswith("merged") and new.label_names == ["bad", "good"]
+    ids, lengths = torch.arange(1, 7)[None], torch.tensor([6])
+    logits = [plain_classify(one.model.eval(), ids, lengths) for one in (new, old)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+    by_shape, other = (load_model("merged", names, 0) for names in (["good", "poor"], ["bad", "good"]))
+    assert torch.equal(by_shape.score.weight, other.score.weight)
+    again = load_adapter(load_model(BUNDLED, ["bad", "good"], 0), Path("runs/reviews"))
+    learning = [name.split(".")[-1] for name, p in again.named_parameters() if p.requires_grad]
+    assert sorted(learning) == ["lora_A", "lora_A", "lora_B", "lora_B", "weight"]
+    assert torch.equal(again.score.weight, old.model.score.weight) and again.score.weight.requires_grad
+    capsys.readouterr()
+    (lines,) = [code for language, code in blocks("commands", "Classify from Python")]
+    exec(compile(lines, "docs/commands.md", "exec"), {})
+    shown = capsys.readouterr().out.strip().splitlines()
+    assert cli.main(["predict", "--adapter", "runs/reviews", "--json", "a warm , funny film", "dull"]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.strip().splitlines()]
+    assert [line.split()[0] for line in shown] == [one["label"] for one in printed]
+    assert [line.split()[1] for line in shown] == [f"{one['probability']:.2f}" for one in printed]
