@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,17 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     gc.enable()
     if session.items and not session.config.option.collectonly and hasattr(os, "fork"):
         forks.keep_one()
+    os.fsync = unflushed  # after the fork: what is killed there is killed while it flushes, too
+
+
+def unflushed(number: int, flush: Callable[[int], None] = os.fsync) -> None:
+    """No test outlives the machine, so nothing waits for its disk; what cannot be flushed says so as ever.
+
+    test_files.py has what is flushed, and when.
+    """
+    mode = os.fstat(number).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        flush(number)
 
 
 def tiny_config(**changes: object) -> GPT2Config:

@@ -354,6 +354,7 @@ def test_another_base_beside_is_refused(runs, tmp_path, capsys):
     assert "is on another base than" in fails(capsys, "inspect", "--adapter", str(runs / "lora"), *beside)
 
 
+@pytest.mark.usefixtures("few_sentences", "undrawn")
 def test_a_run_on_the_bundle_is_inspected_from_end_to_end(tmp_path, capsys, no_pictures):
     flags = ["--method", "lora", "--limit-train", "64", "--max-steps", "4", "--lr", "5e-3"]
     assert cli.main([*BUNDLED, *flags, "--output-dir", str(tmp_path / "run")]) == 0
