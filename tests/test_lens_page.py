@@ -279,7 +279,7 @@ def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_pat
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_sentences_are_cut_where_the_run_cut_its_own(runs, tmp_path, undrawn):
+def test_sentences_are_cut_where_the_run_cut_its_own(runs, tmp_path, undrawn, no_pictures):
     common = ["--model", str(runs / "base"), "--dataset", str(runs / "reviews.csv"), "--device", "cpu"]
     common += ["--precision", "fp32", "--max-steps", "6", "--batch-size", "4", "--lr", "1e-2"]
     assert cli.main([*common, "--max-length", "1", "--output-dir", str(tmp_path / "run")]) == 0
