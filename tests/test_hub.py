@@ -32,6 +32,7 @@ from lora_from_scratch.base import reachable as hub
 from lora_from_scratch.base.hub import Answers
 from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
+from lora_from_scratch.data import dataset
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.data.hub import warn_of_shadow
 from lora_from_scratch.data.rows import Selection
@@ -39,6 +40,7 @@ from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.prepare import prepare
 
+pytestmark = pytest.mark.usefixtures("few_sentences")
 ROOT = Path(__file__).parents[1]
 CLOSED = "http://127.0.0.1:9"  # a port where nobody listens
 
@@ -122,11 +124,14 @@ def command_lines(
     """What each command line does, one after the other in one process that ends with the Python in `code`.
 
     Their outputs are caught where the operating system takes them, whoever writes. A line that starts with
-    /befall/ is asked of the hub instead.
+    /befall/ is asked of the hub instead. The bundled sentences are few there, too.
     """
     program = f"""
 import json, os, sys, tempfile, time, urllib.request
+from pathlib import Path
 from lora_from_scratch.cli.main import main
+from lora_from_scratch.data import dataset
+dataset.BUNDLED_DATASET = Path({str(dataset.BUNDLED_DATASET)!r})
 answers, errors, done = os.fdopen(os.dup(1), "w"), os.dup(2), []
 for line in {lines!r}:
     started = time.perf_counter()
@@ -250,7 +255,7 @@ def test_weights_from_the_cache_arrive_as_they_are(cache):
 
 
 @pytest.fixture(scope="module")
-def without_hub(tmp_path_factory, torch_alone) -> tuple[Path, list[dict[str, object]]]:
+def without_hub(tmp_path_factory, torch_alone, few_sentences) -> tuple[Path, list[dict[str, object]]]:
     """Command lines in a process that finds neither hub nor cache: what each one does."""
     home = tmp_path_factory.mktemp("nothing")
     rows = "".join(f"text {i}\t{i % 2}\n" for i in range(40))
@@ -374,7 +379,9 @@ def glue() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def over_http(tmp_path_factory, torch_alone) -> tuple[Path, StubHub, dict[str, dict[str, object]]]:
+def over_http(
+    tmp_path_factory, torch_alone, few_sentences
+) -> tuple[Path, StubHub, dict[str, dict[str, object]]]:
     """Command lines in one process whose hub is on loopback: what each does, by the line as it is typed."""
     home = tmp_path_factory.mktemp("http")
     cached_gpt2(home / "model")
