@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Once the test files are imported, and before a test; the process that hands tests out has none."""
     gc.freeze()
-    gc.set_threshold(20_000)  # a model is tens of thousands of objects, and few are garbage
+    gc.set_threshold(20_000)  # most of what a test makes is in use until it ends
     gc.enable()
     if session.items and not session.config.option.collectonly and hasattr(os, "fork"):
         forks.keep_one()

@@ -73,6 +73,8 @@ seconds, offline = time.monotonic() - started, os.environ.get("HF_HUB_OFFLINE")
 readers = [name for name in ("huggingface_hub", "transformers", "datasets") if name in sys.modules]
 print(json.dumps(dict(seconds=seconds, offline=offline, readers=readers)), flush=True)
 reachable.urllib.request.urlopen, reachable.PROBE_SECONDS = urlopen, patience
+import pandas, pyarrow, sklearn.metrics, torch._dynamo  # which read nothing of a hub, and are imported later
+assert not {"huggingface_hub", "transformers", "datasets"} & sys.modules.keys()
 gc.freeze()
 for line in sys.stdin:
     code, environment, out, err = json.loads(line)
