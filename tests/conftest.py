@@ -30,8 +30,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 # The files that take longest, first: two workers then end at about the same time.
 LONGEST = ("tutorial", "commands", "hub", "processes", "family_lora", "resume", "no_pickle", "sentences")
-LONGEST += ("folder", "lens_page", "page", "quantised", "explain", "killed", "accounting", "peft_files")
-LONGEST += ("end_to_end", "base_weights", "cli", "compare_command", "plan")
+LONGEST += ("pages", "folder", "lens_page", "page", "quantised", "explain", "trouble", "killed", "accounting")
+LONGEST += ("peft_files", "fuzz", "end_to_end", "base_weights", "cli", "compare_command", "plan")
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 
