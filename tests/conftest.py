@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 
 # The files that take longest, first: two workers then end at about the same time.
-LONGEST = ("tutorial", "commands", "hub", "processes", "family_lora", "sentences", "page", "lens_page")
-LONGEST += ("resume", "quantised", "no_pickle", "explain", "folder", "benchmarks", "killed", "cli")
+LONGEST = ("tutorial", "commands", "hub", "processes", "family_lora", "resume", "no_pickle", "sentences")
+LONGEST += ("pages", "folder", "lens_page", "page", "quantised", "explain", "trouble", "killed", "accounting")
+LONGEST += ("peft_files", "fuzz", "end_to_end", "base_weights", "cli", "compare_command", "plan")
 
 SHARED = Path(os.environ.get("LORA_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -60,9 +62,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Once the test files are imported, and before a test; the process that hands tests out has none."""
     gc.freeze()
+    gc.set_threshold(20_000)  # most of what a test makes is in use until it ends
     gc.enable()
     if session.items and not session.config.option.collectonly and hasattr(os, "fork"):
         forks.keep_one()
+    os.fsync = unflushed  # after the fork: what is killed there is killed while it flushes, too
+
+
+def unflushed(number: int, flush: Callable[[int], None] = os.fsync) -> None:
+    """No test outlives the machine, so nothing waits for its disk; what cannot be flushed says so as ever.
+
+    test_files.py has what is flushed, and when.
+    """
+    mode = os.fstat(number).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        flush(number)
 
 
 def tiny_config(**changes: object) -> GPT2Config:

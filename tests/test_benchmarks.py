@@ -98,6 +98,7 @@ def test_both_sides_of_a_comparison_train_the_same(method, base):
     assert as_examples(sentences).lengths.tolist() == [3, 2, 1, 4] * 5
 
 
+@pytest.mark.usefixtures("few_sentences")
 def test_a_turn_of_ours_does_not_start_the_peak_of_memory_anew():
     """Else what it takes before its loop would count for Trainer alone."""
     ours, cpu = Ours(Work(model=str(BUNDLED_MODEL))), torch.device("cpu")
@@ -172,6 +173,7 @@ def test_a_kept_comparison_holds_no_sentence(tmp_path, monkeypatch, capsys, base
     assert "predictions" not in record and json.loads(record)["done"] == 4
 
 
+@pytest.mark.usefixtures("few_sentences")
 def test_memory_over_a_run_is_read_at_every_moment_and_anew_since_the_one_before():
     if not reset_peak_memory(torch.device("cpu")):
         pytest.skip("this system keeps one peak for the life of a process")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import in_a_fork
 from safetensors.torch import load_file, save_file
 from small_runs import write_base
 from test_cli import BUNDLED, fails
@@ -68,23 +69,24 @@ def merged(runs) -> tuple[Path, dict[str, str]]:
     return runs / "merged", texts
 
 
+def by_transformers_alone(*methods: str) -> None:
+    """Print what a pipeline says of two texts by each checkpoint, where neither this package nor PEFT is."""
+    from transformers import pipeline
+
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("lora_from_scratch", "peft"):
+            sys.modules[name] = None  # importing it again is an error
+    answers = {}
+    for method in methods:
+        AutoModelForSequenceClassification.from_pretrained(method)
+        classify = pipeline("text-classification", model=f"./{method}")
+        answers[method] = [(r["label"], r["score"]) for r in classify(["a fine film", "a mess"])]
+    print(answers)
+
+
 @pytest.fixture(scope="module")
 def read_by_transformers(merged) -> dict[str, list[tuple[str, float]]]:
-    """What a pipeline says of two texts, in a process that can import neither this package nor PEFT."""
-    program = f"""
-import sys
-sys.modules["lora_from_scratch"] = sys.modules["peft"] = None
-from transformers import AutoModelForSequenceClassification, pipeline
-answers = dict()
-for method in {METHODS!r}:
-    AutoModelForSequenceClassification.from_pretrained(method)
-    classify = pipeline("text-classification", model="./" + method)
-    answers[method] = [(r["label"], r["score"]) for r in classify(["a fine film", "a mess"])]
-print(answers)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=merged[0], timeout=120
-    )
+    done = in_a_fork(by_transformers_alone, *METHODS, folder=merged[0])
     assert done.returncode == 0, done.stderr
     return ast.literal_eval(done.stdout)
 

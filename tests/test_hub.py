@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,7 @@ from lora_from_scratch.base import reachable as hub
 from lora_from_scratch.base.hub import Answers
 from lora_from_scratch.base.load import load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
+from lora_from_scratch.data import dataset
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.data.hub import warn_of_shadow
 from lora_from_scratch.data.rows import Selection
@@ -38,16 +40,16 @@ from lora_from_scratch.errors import NotFound, UserError
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.prepare import prepare
 
+pytestmark = pytest.mark.usefixtures("few_sentences")
 ROOT = Path(__file__).parents[1]
 CLOSED = "http://127.0.0.1:9"  # a port where nobody listens
 
 
 def python(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python` in the project's folder with its own cache, and a hub that does not answer."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**kept, "HF_HOME": str(home), "HF_ENDPOINT": CLOSED, **environment},
+        env=environment_of(home, **environment),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -55,17 +57,83 @@ def python(home: Path, *arguments: str, **environment: str) -> subprocess.Comple
     )
 
 
+# What it prints first was found when torch alone had been loaded.
+TORCH_ALONE = """
+import gc, io, json, os, signal, sys, time, traceback
+from lora_from_scratch.base import reachable
+def answer(*_, **__):
+    while not hasattr(sys.modules.get("torch"), "compile"):
+        time.sleep(0.01)
+    return io.BytesIO()
+reachable.urllib.request.urlopen, urlopen = answer, reachable.urllib.request.urlopen
+reachable.PROBE_SECONDS, patience = 60, reachable.PROBE_SECONDS
+started = time.monotonic()
+reachable.go_offline_if_unreachable()
+seconds, offline = time.monotonic() - started, os.environ.get("HF_HUB_OFFLINE")
+readers = [name for name in ("huggingface_hub", "transformers", "datasets") if name in sys.modules]
+print(json.dumps(dict(seconds=seconds, offline=offline, readers=readers)), flush=True)
+reachable.urllib.request.urlopen, reachable.PROBE_SECONDS = urlopen, patience
+import pandas, pyarrow, sklearn.metrics, torch._dynamo  # which read nothing of a hub, and are imported later
+assert not {"huggingface_hub", "transformers", "datasets"} & sys.modules.keys()
+gc.freeze()
+for line in sys.stdin:
+    code, environment, out, err = json.loads(line)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            for number, path in ((1, out), (2, err)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+            signal.alarm(120)
+            os.environ.clear()
+            os.environ.update(environment)
+            exec(code, dict(__name__="__main__"))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def environment_of(home: Path, **more: str) -> dict[str, str]:
+    """The environment with a cache of its own, and a hub that does not answer."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    return {**kept, "HF_HOME": str(home), "HF_ENDPOINT": CLOSED, **more}
+
+
+@pytest.fixture(scope="module")
+def torch_alone(tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
+    """A Python that waited for the hub and has torch, but nothing yet that reads of the hub; what it found.
+
+    It forks for whoever sends it code, an environment, and files for what is printed; and says the status.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", TORCH_ALONE],
+        env=environment_of(tmp_path_factory.mktemp("alone")),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process, json.loads(process.stdout.readline())
+
+
 def command_lines(
-    home: Path, lines: list[list[str]], finish: str = "", **environment: str
+    alone: subprocess.Popen[str], home: Path, lines: list[list[str]], code: str = "", **environment: str
 ) -> list[dict[str, object]]:
-    """What each command line does, one after the other in one process; `finish` is Python for its end.
+    """What each command line does, one after the other in one process that ends with the Python in `code`.
 
     Their outputs are caught where the operating system takes them, whoever writes. A line that starts with
-    /befall/ is asked of the hub instead.
+    /befall/ is asked of the hub instead. The bundled sentences are few there, too.
     """
-    code = f"""
+    program = f"""
 import json, os, sys, tempfile, time, urllib.request
+from pathlib import Path
 from lora_from_scratch.cli.main import main
+from lora_from_scratch.data import dataset
+dataset.BUNDLED_DATASET = Path({str(dataset.BUNDLED_DATASET)!r})
 answers, errors, done = os.fdopen(os.dup(1), "w"), os.dup(2), []
 for line in {lines!r}:
     started = time.perf_counter()
@@ -80,12 +148,14 @@ for line in {lines!r}:
         seconds = time.perf_counter() - started
         done.append(dict(status=status, stdout=out.read(), stderr=err.read(), seconds=seconds))
 os.dup2(errors, 2)
-{finish}
-print(json.dumps(done), file=answers)
+{code}
+print(json.dumps(done), file=answers, flush=True)
 """
-    done = python(home, "-c", code, **environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    out, err = (home / f"said-on-{stream}" for stream in ("stdout", "stderr"))
+    asked = [program, environment_of(home, **environment), str(out), str(err)]
+    print(json.dumps(asked), file=alone.stdin, flush=True)
+    assert int(alone.stdout.readline()) == 0, err.read_text()
+    return json.loads(out.read_text())
 
 
 def cached_gpt2(home: Path) -> dict[str, torch.Tensor]:
@@ -187,7 +257,7 @@ def test_weights_from_the_cache_arrive_as_they_are(cache):
 
 
 @pytest.fixture(scope="module")
-def without_hub(tmp_path_factory) -> tuple[Path, list[dict[str, object]]]:
+def without_hub(tmp_path_factory, torch_alone, few_sentences) -> tuple[Path, list[dict[str, object]]]:
     """Command lines in a process that finds neither hub nor cache: what each one does."""
     home = tmp_path_factory.mktemp("nothing")
     rows = "".join(f"text {i}\t{i % 2}\n" for i in range(40))
@@ -200,7 +270,7 @@ def without_hub(tmp_path_factory) -> tuple[Path, list[dict[str, object]]]:
         ["--dataset", "sst2", *out],
         ["--dataset", str(home / "mine.tsv"), "--dry-run"],
     ]
-    return home, command_lines(home, lines)
+    return home, command_lines(torch_alone[0], home, lines)
 
 
 def test_without_hub_or_cache_the_bundle_stands_in_and_says_so(without_hub):
@@ -311,7 +381,9 @@ def glue() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def over_http(tmp_path_factory) -> tuple[Path, StubHub, dict[str, dict[str, object]]]:
+def over_http(
+    tmp_path_factory, torch_alone, few_sentences
+) -> tuple[Path, StubHub, dict[str, dict[str, object]]]:
     """Command lines in one process whose hub is on loopback: what each does, by the line as it is typed."""
     home = tmp_path_factory.mktemp("http")
     cached_gpt2(home / "model")
@@ -360,6 +432,7 @@ found = [len(found.train), len(found.validation), found.validation_name, len(als
 json.dump(found, open({str(matched)!r}, "w"))
 """
         done = command_lines(
+            torch_alone[0],
             home,
             [line.split() for line in lines],
             finish,
@@ -627,25 +700,10 @@ def test_a_hub_that_refuses_or_keeps_silent_is_given_up_quickly(monkeypatch, sil
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_torch_is_loaded_while_the_hub_is_waited_for():
+def test_torch_is_loaded_while_the_hub_is_waited_for(torch_alone):
     """The answer comes once torch is there; and nothing has read yet whether the hub is."""
-    program = """
-import io, os, sys, time
-from lora_from_scratch.base import reachable
-def answer(*_, **__):
-    while not hasattr(sys.modules.get("torch"), "compile"):
-        time.sleep(0.01)
-    return io.BytesIO()
-reachable.urllib.request.urlopen = answer
-reachable.PROBE_SECONDS = 60
-os.environ.pop("HF_HUB_OFFLINE", None)
-started = time.monotonic()
-reachable.go_offline_if_unreachable()
-assert "HF_HUB_OFFLINE" not in os.environ and time.monotonic() - started < 60
-assert "huggingface_hub" not in sys.modules and "transformers" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    _, found = torch_alone
+    assert found["offline"] is None and found["seconds"] < 60 and found["readers"] == []
 
 
 def test_whoever_set_offline_mode_is_not_asked_again(monkeypatch):

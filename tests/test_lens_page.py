@@ -279,7 +279,7 @@ def test_without_sentences_the_matrices_are_inspected_all_the_same(runs, tmp_pat
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_sentences_are_cut_where_the_run_cut_its_own(runs, tmp_path, undrawn):
+def test_sentences_are_cut_where_the_run_cut_its_own(runs, tmp_path, undrawn, no_pictures):
     common = ["--model", str(runs / "base"), "--dataset", str(runs / "reviews.csv"), "--device", "cpu"]
     common += ["--precision", "fp32", "--max-steps", "6", "--batch-size", "4", "--lr", "1e-2"]
     assert cli.main([*common, "--max-length", "1", "--output-dir", str(tmp_path / "run")]) == 0
@@ -354,6 +354,7 @@ def test_another_base_beside_is_refused(runs, tmp_path, capsys):
     assert "is on another base than" in fails(capsys, "inspect", "--adapter", str(runs / "lora"), *beside)
 
 
+@pytest.mark.usefixtures("few_sentences", "undrawn")
 def test_a_run_on_the_bundle_is_inspected_from_end_to_end(tmp_path, capsys, no_pictures):
     flags = ["--method", "lora", "--limit-train", "64", "--max-steps", "4", "--lr", "5e-3"]
     assert cli.main([*BUNDLED, *flags, "--output-dir", str(tmp_path / "run")]) == 0

@@ -293,6 +293,7 @@ def test_a_method_that_changes_what_it_leaves_frozen_is_noticed(
         test_exactly_the_expected_tensors_move("layernorms", tiny_gpt2, tiny_examples)
 
 
+@pytest.mark.usefixtures("few_sentences", "tiny_bundle")
 def test_a_method_has_flags_of_its_own_and_no_others(capsys, monkeypatch):
     with pytest.raises(UserError, match="--rank is no flag of --method full: it belongs to lora"):
         RunConfig(method="full", rank=4)

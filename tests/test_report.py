@@ -26,7 +26,7 @@ QUICK["positive_class"] = "negative"
 
 
 @pytest.fixture(scope="module")
-def result():
+def result(tiny_bundle):
     return execute(prepare(RunConfig(**QUICK)))
 
 

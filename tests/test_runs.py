@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import write_base
 
 from lora_from_scratch import RunConfig, UserError, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
@@ -57,10 +58,12 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others():
     assert "score.weight" in other and "transformer.h.0.attn.c_attn.lora_A" in other
 
 
-def test_what_one_draw_needs_leaves_the_others_alone():
+def test_what_one_draw_needs_leaves_the_others_alone(tmp_path):
     """Another rank, other targets, another method: the same head, the same subset, the same order."""
+    config = replace(QUICK, model=str(write_base(tmp_path / "tiny", n_positions=128)), limit_train=640)
+    read = find_sources(config, keep=True)
     runs = [
-        ready(limit_train=640, **changes)  # 40 batches: few orders of fewer would look alike
+        prepare(replace(config, **changes), read)  # 40 batches: few orders of fewer would look alike
         for changes in ({}, {"rank": 7}, {"target_modules": ("mlp.c_fc", "c_proj")}, {"method": "full"})
     ]
     for other in runs[1:]:

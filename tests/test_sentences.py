@@ -1868,7 +1868,7 @@ PLANS = [
 
 
 @pytest.mark.filterwarnings("always::UserWarning")  # to be printed, not raised
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("few_sentences", "undrawn")
 @pytest.mark.parametrize(
     "case", ROWS + LABELS + HUB + ADAPTERS + AFTERWARDS + FRONT_DOOR + PLANS, ids=lambda c: c.name
 )

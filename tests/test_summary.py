@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def shared() -> Shared:
+def shared(tiny_bundle) -> Shared:
     return Shared()
 
 
