@@ -232,7 +232,9 @@ def tuned(file: dict) -> str:
         lowest = f"{one['parabola']['vertex']:.1e}" if one["parabola"] else "-"
         rows.append([label, f"{one['chosen']:g}", lowest, ", ".join(losses)])
     held_out, place = file["held_out"], file["environment"]
-    counts = f"{held_out['sentences']:,} sentences held out, {held_out['train_sentences']:,} rows trained on"
+    (limit,) = {one["settings"]["limit_train"] for one in file["variants"]}
+    others = (f"{limit:,} of the other " if limit else "") + f"{held_out['train_sentences']:,}"
+    counts = f"{held_out['sentences']:,} sentences held out, {others} rows trained on"
     return f"{table(*rows)}\n\n{counts}; {place['device']}, torch {place['torch']}."
 
 
@@ -241,7 +243,7 @@ def tuned_variants(file: dict) -> list[tuple[str, dict]]:
     found = []
     for one in sorted(file["variants"], key=lambda one: list(METHODS).index(one["method"])):
         where = ", ".join(one["settings"].get("target_modules", []))
-        found.append((f"`{one['method']}`{where and f' on {where}'}", one))
+        found.append((f"`{one['label']}`{where and f' on {where}'}", one))
     return found
 
 
