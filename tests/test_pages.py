@@ -389,7 +389,7 @@ def load(name: str) -> dict | None:
 def figure(match: re.Match[str]) -> str:
     value, spec = load(match[3]), match[5]
     value = value.get("results", value)
-    for part in match[4].split("."):
+    for part in re.split(r"\.(?!py\b)", match[4]):  # the dot of run.py parts nothing
         value = value[int(part) if isinstance(value, list) else part]
     if unit := UNITS.get(spec[-1]):
         return f"{value / unit:{spec[:-1]}f}" + match[2]
