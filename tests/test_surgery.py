@@ -147,6 +147,7 @@ def test_nn_linear_models_work_too():
         ),
         (["attn.c_attn", "nope"], "'nope' matches nothing"),
         (["ttn.c_attn"], "'ttn.c_attn' matches nothing"),
+        ([""], "'' matches nothing"),  # the model itself has an empty name
         (["c_attn", "ln_1"], "ln_1 is of type LayerNorm: LoRA wraps nn.Linear and Conv1D layers"),
         ([], "no target modules were named"),
     ],

@@ -119,7 +119,7 @@ def place(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _matches(model: nn.Module, suffixes: Sequence[str]) -> list[str]:
     """The names of the modules that the suffixes name, in the model's order."""
-    names = [n for n, _ in model.named_modules() if any(is_suffix(suffix, n) for suffix in suffixes)]
+    names = [n for n, _ in model.named_modules() if n and any(is_suffix(s, n) for s in suffixes)]
     for suffix in suffixes:
         if not any(is_suffix(suffix, name) for name in names):
             layers = (n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
