@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import randomize_lora, tiny_config
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, UserError, adapt, inject_lora, load_adapter, save_adapter
@@ -24,7 +26,7 @@ from lora_from_scratch.base.fingerprint import (
     weights_fingerprint,
 )
 from lora_from_scratch.base.load import load_model, load_tokenizer
-from lora_from_scratch.core.surgery import lora_layers
+from lora_from_scratch.core.surgery import inject_each, lora_layers
 from lora_from_scratch.formats.adapted import Adapted, load_adapted
 from lora_from_scratch.formats.table import format_named
 
@@ -91,6 +93,21 @@ def test_layers_that_share_no_suffix_are_named_in_full(tiny_gpt2, tmp_path):
     save_adapter(tiny_gpt2, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == [name]
     assert [layer for layer, _ in lora_layers(load_adapter(base, tmp_path))] == [name]
+
+
+def test_a_layer_whose_whole_name_ends_another_is_named_by_a_regex(tmp_path):
+    """A list would name both, here and in PEFT. A folder may be a string, as there."""
+    inner = nn.ModuleDict({"proj": nn.Linear(4, 4)})
+    base = nn.ModuleDict({"proj": nn.Linear(4, 4), "inner": inner})
+    model = inject_each(copy.deepcopy(base), {"proj": {"rank": 2, "alpha": 4}})
+    randomize_lora(model)
+    save_adapter(model, str(tmp_path))
+    back = load_adapter(copy.deepcopy(base), str(tmp_path))
+    ((name, layer),) = lora_layers(back)
+    assert name == "proj" and torch.equal(layer.lora_B, model["proj"].lora_B)
+    base.config = {"model_type": "custom"}
+    in_peft = PeftModel.from_pretrained(base, str(tmp_path))
+    assert [n for n, m in in_peft.named_modules() if hasattr(m, "lora_A")] == ["base_model.model.proj"]
 
 
 def test_layers_that_differ_in_dropout_fit_no_file(tiny_gpt2, tmp_path):

@@ -90,7 +90,7 @@ def how_to_load(base_name: str, label_names: list[str]) -> list[str]:
 
 
 def save_adapter(
-    model: nn.Module, folder: Path, base_name: str | None = None, tokenizer: Tokenizer | None = None
+    model: nn.Module, folder: Path | str, base_name: str | None = None, tokenizer: Tokenizer | None = None
 ) -> None:
     """Write what was trained into `folder` as a PEFT adapter.
 
@@ -104,7 +104,7 @@ def save_adapter(
     Raises `UserError` for what PEFT's format cannot say: LoRA layers that differ in dropout, a parameter that
     learns outside a module or within a LoRA layer. `OSError` if the folder cannot be written to.
     """
-    model = as_plain_lora(model)
+    folder, model = Path(folder), as_plain_lora(model)
     tensors = saved_tensors(model)
     whole = [name for name in tensors if ".lora_" not in name]
     name = str(BUNDLED_MODEL) if base_name == BUNDLED else base_name
@@ -125,7 +125,7 @@ def save_adapter(
         (aside / CONFIG).write_text(text, encoding="utf-8")
 
 
-def load_adapter(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = None) -> nn.Module:
+def load_adapter(model: nn.Module, folder: Path | str, tokenizer: Tokenizer | None = None) -> nn.Module:
     """Put the adapter of a folder into the model it was trained on, and let exactly its parameters learn.
 
     The files may come from here or from PEFT. All is checked before the model is touched. Files without this
@@ -135,6 +135,7 @@ def load_adapter(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = N
     Raises `UserError` if a file is missing, damaged, or asks for what is not implemented here; a tensor is
     missing, unexpected, misshapen or not finite; or the base's weights or tokenizer are not its own.
     """
+    folder = Path(folder)
     config = read_config(folder)
     stored, metadata = _read_weights(folder)
     targets = _targets(model, config, folder)

@@ -58,19 +58,22 @@ def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> 
     values["task_type"] = "SEQ_CLS" if "score.weight" in whole and heads <= set(whole) else None
     # Modules by their last name, if that names just what learns whole, else in full.
     modules = sorted({name.split(".")[-2] for name in whole})
-    short = _understood({**values, "modules_to_save": modules})
-    if {name for name, _ in model.named_parameters() if short.saves(name)} != set(whole):
+    by_last = _understood({**values, "modules_to_save": modules})
+    if {name for name, _ in model.named_parameters() if by_last.saves(name)} != set(whole):
         modules = sorted({name.rpartition(".")[0] for name in whole})
     # PEFT names both of the usual heads for every sequence classifier.
     values["modules_to_save"] = HEADS if modules == ["score"] and values["task_type"] else modules
-    # Targets by what follows the block numbers, if that names just these layers, else in full.
-    values["target_modules"] = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in layers}) or ["attn.c_attn"]
-    targets = _understood(values).targets(model)
+    # Targets by the first spelling that names just these layers: what follows the block numbers, the full
+    # names, a regex (another name may end in a full one).
+    short = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in layers})
+    for spelling in (short or ["attn.c_attn"], sorted(layers), "|".join(map(re.escape, layers))):
+        values["target_modules"] = spelling
+        targets = _understood(values).targets(model)
+        if targets.keys() == layers.keys() or not layers:
+            break
     if not (targets or layers):
         told = "no layer is left for the LoRA that PEFT's format needs: attn.c_attn is not there or learns"
         raise UserError(f"{told}; save the whole model with its save_pretrained")
-    if layers and targets.keys() != layers.keys():
-        values["target_modules"] = sorted(layers)
     bases = [getattr(module, "base_layer", module) for module in targets.values()]
     values["fan_in_fan_out"] = any(getattr(b, "fan_in_fan_out", isinstance(b, Conv1D)) for b in bases)
     return values | _ranks_and_alphas(layers)
