@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomize_lora
@@ -129,6 +130,25 @@ def test_the_rates_that_were_measured_stand_as_the_page_says():
     )
     several = [p["lr"] for p in attention["points"] if len(p["runs"]) == 3]
     assert len(several) == 3 and all(all_linear[rate] < loss[rate] for rate in several)
+
+
+def test_the_rate_falls_as_alpha_grows_as_the_page_says():
+    file = json.loads((ROOT / "benchmarks" / "results" / "rates-sst2-alpha.json").read_text(encoding="utf-8"))
+    by_alpha = {one["settings"]["alpha"]: one for one in file["variants"]}
+    vertex = {alpha: one["parabola"]["vertex"] for alpha, one in by_alpha.items()}
+    several = {a: [p for p in one["points"] if len(p["runs"]) == 3] for a, one in by_alpha.items()}
+    rates = np.log10([point["lr"] for point in several[8]])
+    losses = np.array([[run["loss"] for run in point["runs"]] for point in several[8]])
+    square, slope, _ = np.polyfit(rates, losses, 2)  # a parabola for each seed
+    first, second, _ = 10 ** (-slope / square / 2)
+    assert (square > 0).tolist() == [True, True, False] and (np.diff(losses[:, 2]) < 0).all()
+    best = [min(point["mean_loss"] for point in points) for points in several.values()]
+    apart = [np.ptp([run["loss"] for run in p["runs"]]) for points in several.values() for p in points]
+    page = " ".join(read("ranks-and-places").split())
+    assert f"falls to {vertex[32] / vertex[8]:.2f} of what it was" in page
+    assert f"at α = 8 the point lies at {first:.4f} and {second:.4f} by the first two alone" in page
+    assert f"still falls at {several[8][-1]['lr']:g}." in page
+    assert f"within {np.ptp(best) + 5e-4:.3f} nats" in page and f"up to {max(apart):.2f} apart" in page
 
 
 def test_all_linear_learns_four_times_as_much_as_c_attn():
