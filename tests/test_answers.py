@@ -314,6 +314,31 @@ def test_what_sst2s_train_rows_share_with_its_validation_sentences(shared):
     assert told.format(len(set().union(*(parts[row] for row in longer)))) in read("published-table"), told
 
 
+def test_what_every_method_gets_wrong_in_numbers(shared):
+    """Lengths and words of the sentences that the page of the comparison lists, and of the others."""
+    page = DOCS.parent / "benchmarks" / "results" / "sst2-methods" / "report.html"
+    lists = re.findall(r'id="data1-missed(?:-rest)?">(.*?)</table>', page.read_text(encoding="utf-8"), re.S)
+    missed = {int(n) - 1 for n in re.findall(r'class="number">(\d+)<', "".join(lists))}
+    sentences = load_dataset(str(shared / "data" / "sst2")).validation.sentences
+    inside = [sentence for i, sentence in enumerate(sentences) if i in missed]
+    others = [sentence for i, sentence in enumerate(sentences) if i not in missed]
+
+    def length(side: list[str]) -> str:
+        return f"{sum(len(sentence.split()) for sentence in side) / len(side):.1f}"
+
+    def counts(pattern: str) -> list[int]:
+        return [sum(bool(re.search(pattern, sentence)) for sentence in side) for side in (inside, others)]
+
+    negated = counts(r"\b(not|no|never|nothing|none|neither|nor|without|hardly)\b|n't\b")
+    turned = counts(r"\b(but|though|although|however|yet|despite)\b")
+    told = (
+        f"{length(inside)} words in the mean against {length(others)}.",
+        f"stands in {negated[0]} of the {len(inside)} and in {negated[1]} of the other {len(others)};",
+        f"and the like in {turned[0]} and in {turned[1]} (",
+    )
+    assert all(one in read("comparing") for one in told), told
+
+
 @pytest.mark.usefixtures("few_sentences", "undrawn")
 def test_more_data_for_a_finished_adapter_goes_on_from_it(tmp_path, monkeypatch, capsys, tiny_bundle):
     """The recipe of docs/resuming.md, then the lines of docs/commands.md on what it leaves."""
