@@ -24,11 +24,13 @@ from lora_from_scratch import LoRALinear, RunConfig, adapt, inject_lora, load_ad
 from lora_from_scratch.base.load import BUNDLED, draw_head, load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.core.gpt2 import classify as plain_classify
+from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import load_dataset
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.lens.measures import overlap
 from lora_from_scratch.lens.record import _spanned
+from lora_from_scratch.methods import METHODS
 from lora_from_scratch.methods.parted_lora import PartedLoRALinear
 from lora_from_scratch.train.evaluate import predict_logits
 from lora_from_scratch.train.measure import count_parameters
@@ -81,6 +83,104 @@ def test_at_full_rank_b_a_can_be_any_update_and_still_steps_elsewhere():
     torch.testing.assert_close(moved, -(s**2) * full.weight.grad @ kept.T @ kept, rtol=1e-9, atol=1e-9)
     aligned = torch.cosine_similarity(moved.flatten(), -full.weight.grad.flatten(), dim=0).item()
     assert 0 < aligned < 0.99
+
+
+def test_a_first_step_is_the_projection_on_rows_of_a_where_these_are_orthonormal_times_a_number():
+    """By plain gradient descent from B = 0; the projection is torch's pseudo-inverse times A."""
+    x, G = normal(20, 6), normal(9, 6, seed=1)
+    orthonormal = torch.linalg.qr(normal(6, 2, seed=2)).Q.T
+    for A, is_one in ((normal(1, 6), True), (normal(2, 6), False), (3 * orthonormal, True)):
+        layer = LoRALinear(nn.Linear(6, 9, dtype=torch.float64), rank=len(A), alpha=5)
+        layer.lora_A.data, s = A, 5 / len(A)
+        (layer(x) * (x @ torch.linalg.pinv(x.T @ x) @ G.T)).sum().backward()  # so that W's gradient is G
+        moved = -s * layer.lora_B.grad @ A  # at a rate of 1
+        projected = G @ torch.linalg.pinv(A) @ A
+        size = (moved * projected).sum() / projected.square().sum()
+        assert torch.allclose(moved, size * projected, rtol=1e-9, atol=1e-9) == is_one
+        if is_one:
+            assert size.item() == pytest.approx(-(s**2) * (A @ A.T)[0, 0].item(), rel=1e-9)
+        assert not torch.allclose(moved, -G, atol=0.1)
+        preconditioned = -s * torch.linalg.solve(s**2 * A @ A.T, layer.lora_B.grad.T).T @ A
+        torch.testing.assert_close(preconditioned, -projected, rtol=1e-9, atol=1e-9)
+
+
+def heads_of(model: GPT2ForSequenceClassification) -> list[tuple[nn.Module, slice, slice]]:
+    """Every head: its block's `c_attn`, and where its queries and its keys are among that layer's outputs."""
+    C, H, found = model.config.n_embd, model.config.n_head, []
+    for block in model.transformer.h:
+        for start in range(0, C, C // H):
+            end = start + C // H
+            found.append((block.attn.c_attn, slice(start, end), slice(C + start, C + end)))
+    return found
+
+
+@torch.no_grad()
+def test_where_new_keys_are_the_old_ones_mixed_other_queries_do_the_same(tiny_gpt2):
+    """Whatever the keys' bias; by transformers' own forward pass. The queries' bias has to be mixed, too."""
+    ids, model = torch.arange(1, 25).view(4, 6), tiny_gpt2.double()
+    keys, queries, without_bias = (copy.deepcopy(model) for _ in range(3))
+    heads = zip(*map(heads_of, (keys, queries, without_bias)), strict=True)
+    for seed, ((k, _, mine), (q, own, _), (half, _, _)) in enumerate(heads):
+        M = normal(8, 8, seed=seed)
+        k.weight[:, mine] = k.weight[:, mine] @ M.T  # Conv1D: (in, out)
+        k.bias[mine] = normal(8, seed=100 + seed)
+        q.weight[:, own] = half.weight[:, own] = q.weight[:, own] @ M
+        q.bias[own] = q.bias[own] @ M
+    expected = keys(ids).logits
+    torch.testing.assert_close(queries(ids).logits, expected, rtol=1e-9, atol=1e-9)
+    for other in (model, without_bias):
+        assert (other(ids).logits - expected).abs().max() > 1e-3
+
+
+def test_what_lora_adds_to_k_is_another_lora_of_q_only_if_its_a_lies_in_ks_rows():
+    """Of one head, `(d, C)`; what the scores hold of two tokens is Wq^T Wk."""
+    d, C, r, s = 4, 16, 2, 2.5
+    Wq, Wk, B, N = normal(d, C), normal(d, C, seed=1), normal(d, r, seed=2), normal(r, d, seed=3)
+    changed = Wq.T @ (Wk + s * B @ N @ Wk)
+    update = s * N.T @ B.T @ Wq
+    torch.testing.assert_close((Wq + update).T @ Wk, changed, rtol=1e-9, atol=1e-9)
+    assert torch.linalg.matrix_rank(update) == r
+    changed = Wq.T @ (Wk + s * B @ normal(r, C, seed=4))  # A is drawn from all C dimensions
+    best = torch.linalg.lstsq(Wk.T, changed.T).solution  # (d, C), any Wq at all
+    left = (best.T @ Wk - changed).norm() / (changed - Wq.T @ Wk).norm()
+    assert left > 0.5
+
+
+@torch.no_grad()
+def test_q_and_k_move_the_attention_weights_of_their_block_and_v_what_is_carried(tiny_gpt2):
+    """In transformers' own attention, the first block's."""
+    tiny_gpt2.set_attn_implementation("eager")
+    ids, C = torch.arange(1, 7)[None], tiny_gpt2.config.n_embd
+    before = tiny_gpt2(ids, output_attentions=True)
+    for part, moves in enumerate((True, True, False)):
+        model = copy.deepcopy(tiny_gpt2)
+        model.transformer.h[0].attn.c_attn.weight[:, part * C : (part + 1) * C] += normal(C, C).float()
+        after = model(ids, output_attentions=True)
+        assert torch.equal(after.attentions[0], before.attentions[0]) == (not moves)
+        assert not torch.equal(after.logits, before.logits)
+
+
+def test_rows_that_never_occur_shrink_by_as_much_as_the_page_says():
+    """AdamW's decay over two epochs of SST-2 in batches of 16, while the rate falls in a straight line."""
+    steps, decay, told = 2 * math.ceil(67_349 / 16), RunConfig().weight_decay, []
+    for method in ("prelayer", "full"):
+        lr = METHODS[method].default_lr(GPT2Config().n_embd)
+        left = math.prod(1 - lr * (1 - step / steps) * decay for step in range(steps))
+        told.append(f"{100 * (1 - left):.1f} % by `{method}`")
+    assert " and ".join(told) in read("questions"), told
+
+
+@torch.no_grad()
+def test_a_factor_on_alpha_is_one_on_the_update(tiny_gpt2):
+    ids, bare = torch.arange(1, 9)[None], copy.deepcopy(tiny_gpt2)
+    inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=8)
+    randomize_lora(tiny_gpt2)
+    for factor in (0.0, 0.5, -1.0):
+        model, expected = copy.deepcopy(tiny_gpt2), copy.deepcopy(bare)
+        for (_, layer), block in zip(lora_layers(model), expected.transformer.h, strict=True):
+            block.attn.c_attn.weight += factor * layer.delta_weight()
+            layer.alpha *= factor
+        torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_what_full_rank_counts_on_gpt2_small():
@@ -212,6 +312,44 @@ def test_what_sst2s_train_rows_share_with_its_validation_sentences(shared):
     longer = [row for row in inside if len(row) >= 5]
     told = f"{len(longer)} of the rows that have five words or more stand in {{}} of the validation sentences"
     assert told.format(len(set().union(*(parts[row] for row in longer)))) in read("published-table"), told
+
+
+def test_the_published_row_without_training_called_106_sentences_positive():
+    """The one way to answer 444 positive and 428 negative sentences that has that accuracy and F1."""
+    found = {
+        right + wrong
+        for right in range(445)
+        for wrong in range(429)
+        if f"{100 * (right + 428 - wrong) / 872:.2f}" == "50.46"
+        and f"{100 * 2 * right / (right + wrong + 444):.2f}" == "21.45"
+    }
+    (called,) = found
+    assert f"this one called {called} of the 872 positive" in read("published-table")
+
+
+def test_what_every_method_gets_wrong_in_numbers(shared):
+    """Lengths and words of the sentences that the page of the comparison lists, and of the others."""
+    page = DOCS.parent / "benchmarks" / "results" / "sst2-methods" / "report.html"
+    lists = re.findall(r'id="data1-missed(?:-rest)?">(.*?)</table>', page.read_text(encoding="utf-8"), re.S)
+    missed = {int(n) - 1 for n in re.findall(r'class="number">(\d+)<', "".join(lists))}
+    sentences = load_dataset(str(shared / "data" / "sst2")).validation.sentences
+    inside = [sentence for i, sentence in enumerate(sentences) if i in missed]
+    others = [sentence for i, sentence in enumerate(sentences) if i not in missed]
+
+    def length(side: list[str]) -> str:
+        return f"{sum(len(sentence.split()) for sentence in side) / len(side):.1f}"
+
+    def counts(pattern: str) -> list[int]:
+        return [sum(bool(re.search(pattern, sentence)) for sentence in side) for side in (inside, others)]
+
+    negated = counts(r"\b(not|no|never|nothing|none|neither|nor|without|hardly)\b|n't\b")
+    turned = counts(r"\b(but|though|although|however|yet|despite)\b")
+    told = (
+        f"{length(inside)} words in the mean against {length(others)}.",
+        f"stands in {negated[0]} of the {len(inside)} and in {negated[1]} of the other {len(others)};",
+        f"and the like in {turned[0]} and in {turned[1]} (",
+    )
+    assert all(one in read("comparing") for one in told), told
 
 
 @pytest.mark.usefixtures("few_sentences", "undrawn")

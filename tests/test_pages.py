@@ -117,6 +117,31 @@ def verdicts(file: dict) -> str:
     return "\n".join(f"- {one['sentence']}" for one in dataset["comparisons"])
 
 
+def differences(file: dict) -> str:
+    """Each variant beside the reference: the difference, its interval, and what these runs tell apart."""
+    (dataset,) = file["datasets"]
+    rows = [["method", f"minus {dataset['comparisons'][0]['b']} (points)", "95 % interval", "p", "p (Holm)"]]
+    rows[0].append("told apart from (points)")
+    for one in dataset["comparisons"]:
+        cells = [numbers.points(one["difference"]), numbers.between(one["interval"])]
+        cells += [f"{one[key]:.2f}" for key in ("p", "p_holm")]
+        rows.append([f"`{one['a']}`", *cells, f"{one['detectable']:.1f}"])
+    return table(*rows)
+
+
+def missed(_: None) -> str:
+    """What no trained method gets right in most of its runs, by the page of the comparison."""
+    page = ROOT / "benchmarks" / "results" / "sst2-methods" / "report.html"
+    lists = re.findall(r'id="data1-missed(?:-rest)?">(.*?)</table>', page.read_text(encoding="utf-8"), re.S)
+    found = re.findall(r'data-title="is"><bdi>(\w+)</bdi>(.*?)</tr>', "".join(lists))
+    never = [
+        not any(map(int, re.findall(r'data-title="(?!none")[^"]+">(\d+)/', cells))) for _, cells in found
+    ]
+    counts = [sum(label == one for label, _ in found) for one in "01"]
+    told = "{} of 872 sentences, {} of them in every run; {} are negative and {} positive"
+    return told.format(len(found), sum(never), *counts)
+
+
 def shares(file: dict) -> str:
     """What each method has above doing nothing, and which part that is of what full fine-tuning has."""
     (dataset,) = file["datasets"]
@@ -493,6 +518,19 @@ def lens_amplified(file: dict) -> str:
     return table(*rows)
 
 
+def lens_qkv(file: dict) -> str:
+    """The norm of the update in each block's q, k and v, and its effective rank, of each LoRA of one seed."""
+    small, large = sorted(file["adapters"][:2], key=lambda one: one["directions"])
+    columns = ("effective rank", "norm of \u0394W", *"qkv")
+    rows = [["layer", *(f"{one['label']}: {column}" for one in (small, large) for column in columns)]]
+    for layers in zip(small["layers"], large["layers"], strict=True):
+        rows.append([layers[0]["layer"]])
+        for one in layers:
+            parts = (one["parts"][part]["norm"] for part in "qkv")
+            rows[-1] += [f"{value:.2f}" for value in (one["effective_rank"], one["norm"], *parts)]
+    return table(*rows)
+
+
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (
         compared,
@@ -509,6 +547,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
     kinds += (shares, lens_thresholds, none_left_out, orders, flat_ranges, lens_amplified)
+    kinds += (differences, missed, lens_qkv)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
