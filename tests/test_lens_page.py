@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from small_runs import write_base, write_sentences
 from test_cli import BUNDLED, fails
 from test_page import Page
+from torch import nn
 
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.formats.adapted import load_adapted
+from lora_from_scratch.formats.peft import save_adapter
 from lora_from_scratch.formats.tensors import read_tensors
 from lora_from_scratch.report import drawing
 from lora_from_scratch.report.lens_page import write_lens
@@ -293,6 +295,18 @@ def test_sentences_are_cut_where_the_run_cut_its_own(runs, tmp_path, undrawn, no
         losses.append(lens["measured"]["kept"][-1]["loss"])
     assert losses[0] == pytest.approx(record["evaluation"]["loss"], abs=1e-5)
     assert abs(losses[1] - losses[0]) > 1e-3
+
+
+def test_an_adapter_whose_every_b_is_zero_has_nothing_to_inspect(runs, tmp_path, capsys):
+    """As of a run whose head alone has learned."""
+    read = load_adapted(runs / "other")
+    for _, layer in lora_layers(read.model):
+        nn.init.zeros_(layer.lora_B)
+    save_adapter(read.model, tmp_path / "zero", read.base_name, read.tokenizer)
+    told = fails(
+        capsys, "inspect", "--adapter", str(tmp_path / "zero"), "--output-dir", str(tmp_path / "out")
+    )
+    assert told.endswith("zero: there is nothing to inspect: every B A is zero, so none of it has learned")
 
 
 def test_mistakes_end_in_one_line(runs, tmp_path, capsys):

@@ -53,10 +53,9 @@ def open_run(folder: Path, base_name: str | None = None) -> Opened:
         base = _base_of(adapted, folder, base_name, record)
     updates = list(updates_of(adapted.model, base))
     if not any(update.S.any() for update in updates):
-        raise UserError(
-            f"{folder}: there is nothing to inspect: what it learned is neither a B A beside a matrix of the "
-            "blocks nor another such matrix"
-        )
+        none = "what it learned is neither a B A beside a matrix of the blocks nor another such matrix"
+        why = "every B A is zero, so none of it has learned" if any(lora_layers(adapted.model)) else none
+        raise UserError(f"{folder}: there is nothing to inspect: {why}")
     return Opened(folder, adapted, adapted.base_name or base_name, record, updates)
 
 
