@@ -151,6 +151,28 @@ def test_the_rate_falls_as_alpha_grows_as_the_page_says():
     assert f"within {np.ptp(best) + 5e-4:.3f} nats" in page and f"up to {max(apart):.2f} apart" in page
 
 
+def test_the_lens_of_full_on_sst2_is_as_the_page_says():
+    kept = ROOT / "benchmarks" / "results" / "lens-sst2-full.json"
+    lens, page = json.loads(kept.read_text(encoding="utf-8")), " ".join(read("lens").split())
+    full, large, small = lens["adapters"]
+    assert len(full["layers"]) == 16 and {layer["rank"] for layer in full["layers"]} == {256}
+    spread = sorted(layer["effective_rank"] for layer in full["layers"])
+    assert f"by effective rank {spread[0]:.0f} to {spread[-1]:.0f} of them" in page
+    by_directions = {point["directions"]: point["accuracy"] for point in lens["measured"]["kept"]}
+    assert by_directions[256] - by_directions[8] < 0.5 and by_directions[256] - by_directions[4] < 2
+    assert all(abs(one["accuracy"] - by_directions[256]) < 2 for one in lens["measured"]["left_out"])
+    norms = {layer["layer"]: layer["norm"] for layer in full["layers"]}
+    ratios = sorted(layer["norm"] / norms[layer["layer"]] for layer in small["layers"])
+    assert f"at rank 4 is {ratios[0]:.1f} to {ratios[-1]:.1f} times `full`'s" in page
+    for other in lens["overlaps"]:
+        for layer in other["layers"]:
+            phi, width = np.array(layer["of_update"]), layer["width"]
+            i, j = np.indices(phi.shape) + 1
+            assert (phi[[0, 0, -1], [0, -1, -1]] > (np.maximum(i, j) / width)[[0, 0, -1], [0, -1, -1]]).all()
+    counts = [sum(layer["intruders"] for layer in one["layers"]) for one in (large, small, full)]
+    assert "{} and {} of 40 for LoRA, {} of 160 for `full`".format(*counts) in page
+
+
 def test_all_linear_learns_four_times_as_much_as_c_attn():
     """On the bundled base, whose shape this is."""
     counts = []
