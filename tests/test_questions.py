@@ -40,7 +40,7 @@ from lora_from_scratch.train.measure import count_parameters
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 QUESTIONS = ("questions", "questions-of-use")
-LEARNERS = ("by-hand", "choices", *QUESTIONS, "glossary", "where-to-change")
+LEARNERS = ("by-hand", "choices", *QUESTIONS, "glossary", "where-to-change", "which-method")
 LR = 1e-3
 
 
@@ -279,6 +279,22 @@ def test_lora_on_all_linear_layers_keeps_more_activations_than_full():
         for method, own in (("lora", {"target_modules": ("all-linear",)}), ("full", {}))
     )
     assert everywhere > full
+
+
+def test_what_a_model_of_billions_takes_by_arithmetic():
+    """Bytes a number by the account of GPT-2 small, whose share of A, B and head is not smaller."""
+    page, bytes_each, kept = " ".join(read("which-method").split()), {}, {}
+    for method in ("full", "lora"):
+        model = adapt(gpt2_small(), RunConfig(method=method))
+        sizes, count = account_model(model, 1, 8), count_parameters(model)
+        held = sizes["weights"] + sizes["gradients"] + sizes["moments"]
+        bytes_each[method], kept[method] = held / count.total, 4 * count.trainable
+    assert bytes_each["full"] == 16 and 4 < bytes_each["lora"] < 4.02
+    full, lora, bf16 = (f"{7 * size:g}" for size in (16, 4, 2))
+    assert f"for 7 billion that is {full} GB against {lora}, or {bf16} with the base in bf16" in page
+    assert 3.5 < 7 * 4.127 / 8 < 7 * 4.5 / 8 < 4  # docs/quantised.md has the bits a weight
+    told = "of 100 tasks {:.2f} GB, the base among them, in place of {:.1f} GB"
+    assert told.format((kept["full"] + 100 * kept["lora"]) / 1e9, 100 * kept["full"] / 1e9) in page
 
 
 def test_an_adapter_of_gpt2_small_is_596_kb():
