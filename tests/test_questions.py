@@ -113,6 +113,39 @@ def test_twice_alpha_is_twice_the_rate_under_adamw_alone(optimizer, factor):
     torch.testing.assert_close(twice_the_rate, 2 * once, rtol=1e-6, atol=0)
 
 
+def test_a_step_of_a_grows_with_the_width_and_one_of_b_does_not():
+    """From one B, by AdamW: with four times the inputs a step of A moves h four times as far."""
+    steps = {}
+    for name in "AB":
+        for in_dim in (64, 256):
+            layers = list(loras(in_dim, rank=4))
+            for layer in layers:
+                nn.init.constant_(layer.lora_B, 0.1)
+                getattr(layer, "lora_B" if name == "A" else "lora_A").requires_grad_(False)
+            steps[name, in_dim] = mean_moved(layers, in_dim)
+    assert steps["A", 256] == pytest.approx(4 * steps["A", 64], rel=0.05)
+    assert steps["B", 256] == pytest.approx(steps["B", 64], rel=0.1)
+
+
+def test_the_multiplications_of_a_token_are_those_on_the_page():
+    """As torch counts them, two operations a multiplication, on GPT-2 small's c_attn."""
+    layer, x = LoRALinear(nn.Linear(768, 2304, bias=False), rank=8, alpha=16), torch.randn(1, 768)
+    counts = []
+    for run in (lambda: layer.base_layer(x), lambda: layer(x), layer.delta_weight):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run()
+        counts.append(counter.get_total_flops() // 2)
+    alone, both, product = counts
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer.merge()(x)
+    assert counter.get_total_flops() // 2 == product + alone
+    page = read("by-hand")
+    assert f"| W0 x | 768 · 2304 = {alone:,} |" in page
+    assert f"| B (A x), beside it | 8 · (768 + 2304) = {both - alone:,} |" in page
+    assert f"| B A, once | 8 · 1,769,472 = {product:,} |" in page
+    assert f"| (W0 + s B A) x, after that | {alone:,} |" in page
+
+
 def test_the_rates_that_were_measured_stand_as_the_page_says():
     file = json.loads((ROOT / "benchmarks" / "results" / "rates-sst2.json").read_text(encoding="utf-8"))
     full, attention, everywhere = (
