@@ -329,6 +329,9 @@ def test_the_two_bases_are_built_as_the_page_says(shared):
         assert "| {} | {:,} | {:,} |".format(row, *(getattr(config, name) for config in configs)) in page
     assert "| parameters | {:,} | {:,} |".format(*counts) in page
     assert f"{4 * counts[1] / 1e6:.0f} MB at least ({counts[1]:,} numbers" in page
+    times = json.loads((DOCS.parent / "benchmarks" / "results" / "vs-peft-cpu.json").read_text("utf-8"))
+    minutes = 2 * 67_349 * times["results"]["best"]["ours_ms_per_sentence"] / 60_000
+    assert f"{minutes:.0f} minutes by arithmetic" in page
     for folder, told in (("gpt2", "a tokenizer of {:.1f} MB"), ("data/sst2", "SST-2\nis {:.1f} MB")):
         files = [path for path in (shared / folder).iterdir() if path.name != "config.json"]
         assert told.format(sum(path.stat().st_size for path in files) / 1e6) in page

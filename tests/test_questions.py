@@ -316,12 +316,14 @@ def test_lora_on_all_linear_layers_keeps_more_activations_than_full():
 
 def test_what_a_model_of_billions_takes_by_arithmetic():
     """Bytes a number by the account of GPT-2 small, whose share of A, B and head is not smaller."""
-    page, bytes_each, kept = " ".join(read("which-method").split()), {}, {}
+    page, bytes_each, kept, gib = " ".join(read("which-method").split()), {}, {}, {}
     for method in ("full", "lora"):
         model = adapt(gpt2_small(), RunConfig(method=method))
         sizes, count = account_model(model, 1, 8), count_parameters(model)
         held = sizes["weights"] + sizes["gradients"] + sizes["moments"]
         bytes_each[method], kept[method] = held / count.total, 4 * count.trainable
+        gib[method] = f"{held / 2**30:.3f}"
+    assert f"{gib['lora']} GiB in place of [{gib['full']}]" in page
     assert bytes_each["full"] == 16 and 4 < bytes_each["lora"] < 4.02
     full, lora, bf16 = (f"{7 * size:g}" for size in (16, 4, 2))
     assert f"for 7 billion that is {full} GB against {lora}, or {bf16} with the base in bf16" in page
