@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import randomize_lora, tiny_config
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -35,6 +36,7 @@ from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.lens.measures import overlap
 from lora_from_scratch.lens.record import _spanned
@@ -358,6 +360,21 @@ def test_layernorms_that_learn_beside_lora_are_saved_loaded_and_merged(tiny_gpt2
     torch.testing.assert_close(merge_lora(loaded)(ids).logits, expected, rtol=1e-5, atol=1e-5)
     small = GPT2Config()
     assert f"{(2 * small.n_layer + 1) * 2 * small.n_embd:,} numbers in GPT-2 small" in read("commands")
+
+
+def test_a_bias_thawed_by_hand_is_saved_with_its_layer_and_not_of_one_under_lora(tiny_gpt2, tmp_path):
+    base = copy.deepcopy(tiny_gpt2)
+    model = inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4, modules_to_save=["score"])
+    layer = model.transformer.h[0].mlp.c_fc
+    layer.bias.requires_grad_().data += 1
+    save_adapter(model, tmp_path / "adapter")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.transformer.h.0.mlp.c_fc"
+    assert {one for one in stored if "mlp" in one} == {f"{name}.weight", f"{name}.bias"}
+    assert torch.equal(load_adapter(base, tmp_path / "adapter").transformer.h[0].mlp.c_fc.bias, layer.bias)
+    model.transformer.h[0].attn.c_attn.base_layer.bias.requires_grad_()
+    with pytest.raises(UserError, match="stands under what learns whole and has LoRA"):
+        save_adapter(model, tmp_path / "refused")
 
 
 def words(text: str) -> tuple[str, ...]:
