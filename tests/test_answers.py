@@ -15,18 +15,28 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import randomize_lora, tiny_config
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Tokenizer
 
-from lora_from_scratch import LoRALinear, RunConfig, adapt, inject_lora, load_adapter
-from lora_from_scratch.base.load import BUNDLED, draw_head, load_model, load_tokenizer
+from lora_from_scratch import (
+    LoRALinear,
+    RunConfig,
+    adapt,
+    inject_lora,
+    load_adapter,
+    merge_lora,
+    save_adapter,
+)
+from lora_from_scratch.base.load import BUNDLED, BUNDLED_MODEL, draw_head, load_model, load_tokenizer
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.data.dataset import load_dataset
+from lora_from_scratch.errors import UserError
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.lens.measures import overlap
 from lora_from_scratch.lens.record import _spanned
@@ -291,6 +301,80 @@ def test_gpt2s_tokens_change_with_a_capital_and_a_space_and_the_bundled_ones_do_
     assert len({tuple(bundled(row[1:-1]).input_ids) for row in rows}) == 1
     assert gpt2.tokenize(" it")[0] != gpt2.tokenize("it")[0] and gpt2.tokenize("work . ")[-1] == "\u0120"
     assert bundled(" it ").input_ids == bundled("it").input_ids
+
+
+def test_any_text_has_tokens_and_costs_what_the_page_says(shared):
+    gpt2 = GPT2Tokenizer(str(shared / "gpt2" / "vocab.json"), str(shared / "gpt2" / "merges.txt"))
+    bundled, page = load_tokenizer(BUNDLED), raw("your-own-data")
+    rows = re.findall(r"^\| `(.+)` \| (\d+) \| (\d+) \| (\d+) \|$", page, re.M)
+    assert len(rows) == 5
+    for text, *told in rows:
+        ids = gpt2(text).input_ids
+        assert [str(len(one)) for one in (text.split(), ids, bundled(text).input_ids)] == told
+        assert gpt2.decode(ids, clean_up_tokenization_spaces=False) == text
+    every = "".join(map(chr, [*range(1, 0x3000), 0x1F3AC, 0x1F44D]))
+    assert gpt2.decode(gpt2(every).input_ids, clean_up_tokenization_spaces=False) == every
+    assert bundled.unk_token is None
+    assert bundled("Schön \u201cso\u201d \u2013 \u2026").input_ids == bundled('schon "so" -- ...').input_ids
+
+
+def test_the_two_bases_are_built_as_the_page_says(shared):
+    page, counts = raw("bundle"), []
+    configs = [GPT2Config.from_pretrained(BUNDLED_MODEL), GPT2Config()]
+    for config in configs:
+        with torch.device("meta"):
+            model = GPT2ForSequenceClassification(config)
+        counts.append(sum(p.numel() for p in model.transformer.parameters()))
+    sizes = {"blocks": "n_layer", "width": "n_embd", "heads": "n_head"}
+    sizes |= {"positions": "n_positions", "vocabulary": "vocab_size"}
+    for row, name in sizes.items():
+        assert "| {} | {:,} | {:,} |".format(row, *(getattr(config, name) for config in configs)) in page
+    assert "| parameters | {:,} | {:,} |".format(*counts) in page
+    assert f"{4 * counts[1] / 1e6:.0f} MB at least ({counts[1]:,} numbers" in page
+    times = json.loads((DOCS.parent / "benchmarks" / "results" / "vs-peft-cpu.json").read_text("utf-8"))
+    minutes = 2 * 67_349 * times["results"]["best"]["ours_ms_per_sentence"] / 60_000
+    assert f"{minutes:.0f} minutes by arithmetic" in page
+    for folder, told in (("gpt2", "a tokenizer of {:.1f} MB"), ("data/sst2", "SST-2\nis {:.1f} MB")):
+        files = [path for path in (shared / folder).iterdir() if path.name != "config.json"]
+        assert told.format(sum(path.stat().st_size for path in files) / 1e6) in page
+
+
+def test_layernorms_that_learn_beside_lora_are_saved_loaded_and_merged(tiny_gpt2, tmp_path):
+    """By the call on the page; the merged one is read by transformers' own forward pass."""
+    assert 'modules_to_save=["ln_1", "ln_2", "ln_f", "score"])' in raw("commands")
+    base, ids = copy.deepcopy(tiny_gpt2), torch.arange(1, 9)[None]
+    whole = ["ln_1", "ln_2", "ln_f", "score"]
+    model = inject_lora(tiny_gpt2, ["attn.c_attn"], rank=4, alpha=16, modules_to_save=whole)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    norms = {name for name, _ in model.named_parameters() if ".ln_" in name}
+    factors = {f"{name}.lora_{one}" for name, _ in lora_layers(model) for one in "AB"}
+    assert learning == norms | factors | {"score.weight"}
+    randomize_lora(model)
+    for number, name in enumerate(sorted(norms)):
+        parameter = model.get_parameter(name)
+        parameter.data += 0.3 * normal(*parameter.shape, seed=number).to(parameter.dtype)
+    expected = model.eval()(ids).logits
+    save_adapter(model, tmp_path / "adapter")
+    loaded = load_adapter(base, tmp_path / "adapter").eval()
+    assert torch.equal(loaded(ids).logits, expected)
+    torch.testing.assert_close(merge_lora(loaded)(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    small = GPT2Config()
+    assert f"{(2 * small.n_layer + 1) * 2 * small.n_embd:,} numbers in GPT-2 small" in read("commands")
+
+
+def test_a_bias_thawed_by_hand_is_saved_with_its_layer_and_not_of_one_under_lora(tiny_gpt2, tmp_path):
+    base = copy.deepcopy(tiny_gpt2)
+    model = inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4, modules_to_save=["score"])
+    layer = model.transformer.h[0].mlp.c_fc
+    layer.bias.requires_grad_().data += 1
+    save_adapter(model, tmp_path / "adapter")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.transformer.h.0.mlp.c_fc"
+    assert {one for one in stored if "mlp" in one} == {f"{name}.weight", f"{name}.bias"}
+    assert torch.equal(load_adapter(base, tmp_path / "adapter").transformer.h[0].mlp.c_fc.bias, layer.bias)
+    model.transformer.h[0].attn.c_attn.base_layer.bias.requires_grad_()
+    with pytest.raises(UserError, match="stands under what learns whole and has LoRA"):
+        save_adapter(model, tmp_path / "refused")
 
 
 def words(text: str) -> tuple[str, ...]:

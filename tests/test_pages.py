@@ -35,7 +35,7 @@ from lora_from_scratch.methods.interface import NARROW
 from lora_from_scratch.report import lens_view, numbers
 from lora_from_scratch.report.compared import f1_column
 from lora_from_scratch.report.lens_view import BESIDE, KEPT
-from lora_from_scratch.train.measure import tensor_bytes
+from lora_from_scratch.train.measure import count_parameters, tensor_bytes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -232,6 +232,26 @@ def default_rates(_: None) -> str:
     for name, method in METHODS.items():
         if method.trains:
             rows.append([f"`{name}`", *(f"{method.default_lr(width):g}" for width in (NARROW - 1, NARROW))])
+    return table(*rows)
+
+
+def ways(_: None) -> str:
+    """What learns of GPT-2 small by each method, and accuracy where it was compared."""
+    measured = []
+    for folder in ("sst2-methods", "sst2-family"):
+        (dataset,) = load(f"{folder}/results.json")["datasets"]
+        measured.append({one["method"]: one for one in dataset["variants"]})
+    rows = [["method", "learns", "all of SST-2 (%)", "20,000 rows of it (%)"]]
+    for name, method in METHODS.items():
+        if method.trains:
+            with torch.device("meta"):
+                model = adapt(GPT2ForSequenceClassification(GPT2Config()), RunConfig(method=name))
+            found = (by.get(name) for by in measured)
+            means = (
+                f"{one['accuracy']['mean']:.2f}{one['label'].removeprefix(name)}" if one else "-"
+                for one in found
+            )
+            rows.append([f"`{name}`", f"{count_parameters(model).trainable:,}", *means])
     return table(*rows)
 
 
@@ -547,7 +567,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
     kinds += (shares, lens_thresholds, none_left_out, orders, flat_ranges, lens_amplified)
-    kinds += (differences, missed, lens_qkv)
+    kinds += (differences, missed, lens_qkv, ways)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

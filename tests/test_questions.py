@@ -40,7 +40,7 @@ from lora_from_scratch.train.measure import count_parameters
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 QUESTIONS = ("questions", "questions-of-use")
-LEARNERS = ("by-hand", "choices", *QUESTIONS, "glossary", "where-to-change")
+LEARNERS = ("by-hand", "choices", *QUESTIONS, "glossary", "where-to-change", "which-method")
 LR = 1e-3
 
 
@@ -111,6 +111,39 @@ def test_twice_alpha_is_twice_the_rate_under_adamw_alone(optimizer, factor):
     twice_the_rate = moved(lora(64, rank=4, alpha=16), x, optimizer, 2 * LR)
     torch.testing.assert_close(twice_alpha, factor * once, rtol=1e-6, atol=0)
     torch.testing.assert_close(twice_the_rate, 2 * once, rtol=1e-6, atol=0)
+
+
+def test_a_step_of_a_grows_with_the_width_and_one_of_b_does_not():
+    """From one B, by AdamW: with four times the inputs a step of A moves h four times as far."""
+    steps = {}
+    for name in "AB":
+        for in_dim in (64, 256):
+            layers = list(loras(in_dim, rank=4))
+            for layer in layers:
+                nn.init.constant_(layer.lora_B, 0.1)
+                getattr(layer, "lora_B" if name == "A" else "lora_A").requires_grad_(False)
+            steps[name, in_dim] = mean_moved(layers, in_dim)
+    assert steps["A", 256] == pytest.approx(4 * steps["A", 64], rel=0.05)
+    assert steps["B", 256] == pytest.approx(steps["B", 64], rel=0.1)
+
+
+def test_the_multiplications_of_a_token_are_those_on_the_page():
+    """As torch counts them, two operations a multiplication, on GPT-2 small's c_attn."""
+    layer, x = LoRALinear(nn.Linear(768, 2304, bias=False), rank=8, alpha=16), torch.randn(1, 768)
+    counts = []
+    for run in (lambda: layer.base_layer(x), lambda: layer(x), layer.delta_weight):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run()
+        counts.append(counter.get_total_flops() // 2)
+    alone, both, product = counts
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer.merge()(x)
+    assert counter.get_total_flops() // 2 == product + alone
+    page = read("by-hand")
+    assert f"| W0 x | 768 · 2304 = {alone:,} |" in page
+    assert f"| B (A x), beside it | 8 · (768 + 2304) = {both - alone:,} |" in page
+    assert f"| B A, once | 8 · 1,769,472 = {product:,} |" in page
+    assert f"| (W0 + s B A) x, after that | {alone:,} |" in page
 
 
 def test_the_rates_that_were_measured_stand_as_the_page_says():
@@ -301,6 +334,24 @@ def test_lora_on_all_linear_layers_keeps_more_activations_than_full():
         for method, own in (("lora", {"target_modules": ("all-linear",)}), ("full", {}))
     )
     assert everywhere > full
+
+
+def test_what_a_model_of_billions_takes_by_arithmetic():
+    """Bytes a number by the account of GPT-2 small, whose share of A, B and head is not smaller."""
+    page, bytes_each, kept, gib = " ".join(read("which-method").split()), {}, {}, {}
+    for method in ("full", "lora"):
+        model = adapt(gpt2_small(), RunConfig(method=method))
+        sizes, count = account_model(model, 1, 8), count_parameters(model)
+        held = sizes["weights"] + sizes["gradients"] + sizes["moments"]
+        bytes_each[method], kept[method] = held / count.total, 4 * count.trainable
+        gib[method] = f"{held / 2**30:.3f}"
+    assert f"{gib['lora']} GiB in place of [{gib['full']}]" in page
+    assert bytes_each["full"] == 16 and 4 < bytes_each["lora"] < 4.02
+    full, lora, bf16 = (f"{7 * size:g}" for size in (16, 4, 2))
+    assert f"for 7 billion that is {full} GB against {lora}, or {bf16} with the base in bf16" in page
+    assert 3.5 < 7 * 4.127 / 8 < 7 * 4.5 / 8 < 4  # docs/quantised.md has the bits a weight
+    told = "of 100 tasks {:.2f} GB, the base among them, in place of {:.1f} GB"
+    assert told.format((kept["full"] + 100 * kept["lora"]) / 1e9, 100 * kept["full"] / 1e9) in page
 
 
 def test_an_adapter_of_gpt2_small_is_596_kb():

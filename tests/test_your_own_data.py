@@ -35,7 +35,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     for language, block in blocks:
         if language == "python":
             exec(compile(block, str(PAGE), "exec"), {})
-            said["pipeline"] = capsys.readouterr().out
+            said["pipeline" if "pipeline" in block else "wrong"] = capsys.readouterr().out
             continue
         for command in block.strip().splitlines():
             assert command.startswith(".venv/bin/python run.py "), command
@@ -48,7 +48,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
             captured = capsys.readouterr()
             said[command] = captured.out + captured.err
 
-    pipeline = said.pop("pipeline")
+    pipeline, listed = said.pop("pipeline"), said.pop("wrong").splitlines()
     look, rates, train, few, head, text, table, measured, merged = said.values()
     assert "baseline    always saying " in look and "bad (" in look and "good (" in look
     assert "plan        for each 5 rates (up to 7) with one seed, the best 3 with 2 more" in rates
@@ -63,6 +63,10 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert len(labelled) == 20 and "labelled.csv" in table
     right = sum(row["verdict"] == row["predicted_label"] for row in labelled)
     assert f"{100 * right / 20:.2f} (" in measured  # the accuracy that evaluate gives
+    sure = [float(line.split()[0]) for line in listed]
+    assert sure == sorted(sure, reverse=True) and 0 < len(listed) == 20 - right
+    told = {f"{row['probability']} {row['verdict']} {row['review_text']}" for row in labelled}
+    assert set(listed) <= told
     assert "flipped predictions 0" in merged and re.search(r"'label': '(bad|good)'", pipeline)
     assert "were trained on" not in measured
     assert cli.main(["evaluate", "--adapter", "runs/reviews", "--dataset", "reviews.csv",
