@@ -551,6 +551,16 @@ def lens_qkv(file: dict) -> str:
     return table(*rows)
 
 
+def held_out(file: dict) -> str:
+    """What one run of each setting reached on sentences held out of train."""
+    rows = [["rank", "rate", "trainable", "accuracy (%)", "loss (nats)"]]
+    for one in file["results"]:
+        measured = (f"{one['accuracy']:.2f}", f"{one['loss']:.4f}")
+        rows.append([str(one["rank"]), f"{one['lr']:g}", f"{one['trainable']:,}", *measured])
+    counts = f"{file['held_out_sentences']} sentences held out, {file['train_sentences']:,} rows trained on"
+    return f"{table(*rows)}\n\n{counts}: `{file['command']}`"
+
+
 def written(text: str) -> str:  # with every figure as the results have it
     kinds = (
         compared,
@@ -567,7 +577,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
     kinds += (shares, lens_thresholds, none_left_out, orders, flat_ranges, lens_amplified)
-    kinds += (differences, missed, lens_qkv, ways)
+    kinds += (differences, missed, lens_qkv, ways, held_out)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
