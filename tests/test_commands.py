@@ -277,7 +277,9 @@ except SystemExit as stop:
 assert gc.isenabled() and gc.get_freeze_count() > 100_000 and not looks, len(looks)
 with importing():
     assert gc.isenabled(), "of no use where they are there"
-heavy = ("datasets", "pandas", "pyarrow", "matplotlib", "peft", "lora_from_scratch.cli.plans")
+heavy = ("datasets", "matplotlib", "peft", "lora_from_scratch.cli.plans")
+if "sklearn" not in sys.modules:  # which transformers 5.17 loads where it is installed, and so these two
+    heavy += ("pandas", "pyarrow")
 found = [name for name in (*heavy, "lora_from_scratch.compare.going") if name in sys.modules]
 print(found, "transformers" in sys.modules, file=sys.stderr)
 """
