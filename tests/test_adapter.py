@@ -96,18 +96,19 @@ def test_layers_that_share_no_suffix_are_named_in_full(tiny_gpt2, tmp_path):
 
 
 def test_a_layer_whose_whole_name_ends_another_is_named_by_a_regex(tmp_path):
-    """A list would name both, here and in PEFT. A folder may be a string, as there."""
+    """A list would name three, here and in PEFT. A folder may be a string, as there."""
     inner = nn.ModuleDict({"proj": nn.Linear(4, 4)})
-    base = nn.ModuleDict({"proj": nn.Linear(4, 4), "inner": inner})
-    model = inject_each(copy.deepcopy(base), {"proj": {"rank": 2, "alpha": 4}})
+    base = nn.ModuleDict({"proj": nn.Linear(4, 4), "inner": inner, "gate": nn.Linear(4, 4)})
+    model = inject_each(copy.deepcopy(base), {name: {"rank": 2, "alpha": 4} for name in ("proj", "gate")})
     randomize_lora(model)
     save_adapter(model, str(tmp_path))
     back = load_adapter(copy.deepcopy(base), str(tmp_path))
-    ((name, layer),) = lora_layers(back)
-    assert name == "proj" and torch.equal(layer.lora_B, model["proj"].lora_B)
+    assert [name for name, _ in lora_layers(back)] == ["proj", "gate"]
+    assert all(torch.equal(layer.lora_B, model[name].lora_B) for name, layer in lora_layers(back))
     base.config = {"model_type": "custom"}
     in_peft = PeftModel.from_pretrained(base, str(tmp_path))
-    assert [n for n, m in in_peft.named_modules() if hasattr(m, "lora_A")] == ["base_model.model.proj"]
+    adapted = [name for name, module in in_peft.named_modules() if hasattr(module, "lora_A")]
+    assert adapted == ["base_model.model.proj", "base_model.model.gate"]
 
 
 def test_layers_that_differ_in_dropout_fit_no_file(tiny_gpt2, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import randomize_lora, tiny_config
 from safetensors.torch import load_file
+from test_pages import missed_rows
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -413,9 +414,7 @@ def test_the_published_row_without_training_called_106_sentences_positive():
 
 def test_what_every_method_gets_wrong_in_numbers(shared):
     """Lengths and words of the sentences that the page of the comparison lists, and of the others."""
-    page = DOCS.parent / "benchmarks" / "results" / "sst2-methods" / "report.html"
-    lists = re.findall(r'id="data1-missed(?:-rest)?">(.*?)</table>', page.read_text(encoding="utf-8"), re.S)
-    missed = {int(n) - 1 for n in re.findall(r'class="number">(\d+)<', "".join(lists))}
+    missed = {int(n) - 1 for n in re.findall(r'class="number">(\d+)<', missed_rows())}
     sentences = load_dataset(str(shared / "data" / "sst2")).validation.sentences
     inside = [sentence for i, sentence in enumerate(sentences) if i in missed]
     others = [sentence for i, sentence in enumerate(sentences) if i not in missed]

@@ -130,11 +130,16 @@ def differences(file: dict) -> str:
     return table(*rows)
 
 
-def missed(_: None) -> str:
-    """What no trained method gets right in most of its runs, by the page of the comparison."""
+def missed_rows() -> str:
+    """The rows of the sentences that every method gets wrong, on the page of the main comparison."""
     page = ROOT / "benchmarks" / "results" / "sst2-methods" / "report.html"
     lists = re.findall(r'id="data1-missed(?:-rest)?">(.*?)</table>', page.read_text(encoding="utf-8"), re.S)
-    found = re.findall(r'data-title="is"><bdi>(\w+)</bdi>(.*?)</tr>', "".join(lists))
+    return "".join(lists)
+
+
+def missed(_: None) -> str:
+    """What no trained method gets right in most of its runs, by the page of the comparison."""
+    found = re.findall(r'data-title="is"><bdi>(\w+)</bdi>(.*?)</tr>', missed_rows())
     never = [
         not any(map(int, re.findall(r'data-title="(?!none")[^"]+">(\d+)/', cells))) for _, cells in found
     ]

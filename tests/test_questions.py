@@ -181,7 +181,8 @@ def test_the_rate_falls_as_alpha_grows_as_the_page_says():
     assert f"falls to {vertex[32] / vertex[8]:.2f} of what it was" in page
     assert f"at α = 8 the point lies at {first:.4f} and {second:.4f} by the first two alone" in page
     assert f"still falls at {several[8][-1]['lr']:g}." in page
-    assert f"within {np.ptp(best) + 5e-4:.3f} nats" in page and f"up to {max(apart):.2f} apart" in page
+    assert np.ptp(best) < 0.002 and "within 0.002 nats" in page
+    assert f"up to {max(apart):.2f} apart" in page
 
 
 def test_the_lens_of_full_on_sst2_is_as_the_page_says():

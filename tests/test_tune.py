@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -278,6 +279,24 @@ def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
     for part in ("data", "base_weights"):
         with pytest.raises(UserError, match="was not tuned on"):
             rates.rate(lora, {**digest, part: "another"})
+
+
+def test_the_lines_on_the_page_write_what_tune_holds_out(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "ranks-and-places.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+    place, here = tmp_path / "shared" / "data" / "sst2", tmp_path / "here"
+    place.mkdir(parents=True)
+    rows = "".join(f"{w} film {i}\t{i % 2}\n{w} film\t{i % 2}\n" for i in range(30) for w in ("good", "dull"))
+    for name in ("train", "dev"):
+        (place / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}", encoding="utf-8")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    exec(compile(lines, "ranks-and-places.md", "exec"), {})
+    written, expected = load_dataset("held-out"), with_held_out(load_dataset(str(place)))
+    assert 0 < len(expected.validation) < len(expected.train)
+    for part in ("train", "validation"):
+        one, other = getattr(written, part), getattr(expected, part)
+        assert list(one.sentences) == list(other.sentences) and list(one.labels) == list(other.labels)
 
 
 def test_a_file_that_names_no_length_and_no_precision_of_the_base_was_made_with_the_defaults(tuned, tmp_path):
