@@ -7,14 +7,13 @@ r=4 on c_attn with the head, on SST-2 sentences. Theirs, for LoRA:
 
 - published: every sentence padded to 128 tokens, fp32;
 - default:   padded to the longest of its batch, fp32;
-- best:      grouped by length, fused AdamW, GELU as one kernel, bf16 where this machine multiplies it,
-             nothing logged, saved or shown;
+- best:      grouped by length, fused AdamW, GELU as one kernel, bf16 where this machine multiplies it;
 - gelu_new:  the same with GELU as GPT-2's configuration names it, in eight steps;
 - bf16_base: best, and the base loaded in bf16, which is no switch of Trainer's, and rounds more.
 
-And for full and prelayer, `Trainer` at its best. `--switches` instead compares Trainer at its best with
-itself under one more switch, to see that best is best. Ours runs in every setting as `run.py` does: in the
-precision that `auto` picks, or in --precision.
+And for full and prelayer, `Trainer` at its best. It never logs, saves or shows anything. `--switches` instead
+compares Trainer at its best with itself under one more switch, to see that best is best. Ours runs in every
+setting as `run.py` does: in the precision that `auto` picks, or in --precision.
 
 Trainer sorts by length within a quarter of the data, at most 50 batches. Where it does, turns have 3,200
 sentences: it then pads as little as on the whole job (95 % are real tokens, of ours 99 %).

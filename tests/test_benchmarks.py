@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import keep_comparison
 import outcome
 from memory_over_a_run import MOMENTS, one_run
+from on_the_whole_base import on_both
 from roofline import operations, products
 from scaling import line
 from sides import Ours, Theirs, Work, as_examples, ratio
@@ -29,7 +30,9 @@ from start_up import ratios
 from lora_from_scratch import RunConfig, adapt, run
 from lora_from_scratch.base.load import BUNDLED_MODEL
 from lora_from_scratch.cli.main import main
+from lora_from_scratch.data.batches import tokenize
 from lora_from_scratch.fast.gpt2 import classify
+from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.report import page
 from lora_from_scratch.train.measure import read_memory, reset_peak_memory
 
@@ -190,3 +193,22 @@ def test_both_sides_start_from_the_weights_that_are_there():
     work = Work(model=str(BUNDLED_MODEL), trainer={}, method="full")
     ours, theirs = Ours(work).prepared.model, Theirs(work).model
     assert work.has_weights and torch.equal(ours.transformer.wte.weight, theirs.transformer.wte.weight)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
+@pytest.mark.usefixtures("few_sentences", "undrawn")
+def test_on_the_whole_base_an_adapter_of_a_rounded_one_is_pefts(base, tmp_path, capfd):
+    """PEFT knows nothing of the rounding, and puts A and B on the base that it is given."""
+    peft = pytest.importorskip("peft")
+    folder = tmp_path / "run"
+    flags = ["--model", base, "--dataset", "bundled", "--base-precision", "nf4", "--lr", "1e-2"]
+    assert main([*flags, "--max-steps", "3", "--output-dir", str(folder)]) == 0
+    adapted, texts = load_adapted(folder), ["a fine film", "dull , and far too long"]
+    rounded, whole = on_both(adapted, tokenize(adapted.tokenizer, texts, [0, 1], 32))
+    plain = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2)
+    plain.config.pad_token_id = adapted.tokenizer.pad_token_id
+    theirs = peft.PeftModel.from_pretrained(plain, str(folder)).eval()
+    with torch.no_grad():
+        logits = torch.cat([theirs(**adapted.tokenizer(text, return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(whole, logits, rtol=0, atol=1e-5)
+    assert (rounded - whole).abs().max() > 1e-3

@@ -26,8 +26,8 @@ def predict(adapted: Adapted, texts: Sequence[str]) -> list[Prediction]:
     """Label texts, in their order, in fp32; they are read in batches of like length.
 
     Texts longer than the model has positions are cut at the end, which a warning counts. Merge LoRA layers
-    first (`merge_lora`): the result is the same, without their extra products. UserError for a blank text,
-    and where the logits are not finite.
+    first (`merge_lora`): the result is the same up to rounding, without their extra products. UserError for a
+    blank text, and where the logits are not finite.
     """
     blank = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
     if blank:
