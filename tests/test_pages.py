@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 from functools import cache
+from math import log
 from pathlib import Path
 from statistics import mean
 
@@ -49,7 +50,7 @@ MEASURED = re.compile(r"\d[\d.,]* (?:%|times|points|ms|us|s|GB|[TG]FLOP(?:/s)?)(
 # Other authors' figures, on the one page that quotes them: for GPT-2 small,
 QUOTED = {"published-table.md": {"83.26", "83.41", "86.93", "87.42", "83.14", "83.72", "88.30", "86.24"}}
 QUOTED["published-table.md"] |= {"94.8", "95.1", "96.4", "96.2"}  # the LoRA paper's, for RoBERTa
-QUOTED["ranks-and-places.md"] = {"86.93"}  # the published LoRA's, on GPT-2 small
+QUOTED["lora-at-its-best.md"] = {"86.93"}  # the published LoRA's, on GPT-2 small
 
 
 def table(*rows: list[str]) -> str:
@@ -213,6 +214,21 @@ def by_loss_and_accuracy(file: dict) -> str:
         best = max(accuracy, key=accuracy.__getitem__)
         cells = (f"{rate:g} | {accuracy[rate]:.1f}" for rate in (one["chosen"], best))
         rows.append([label, *cells])
+    return table(*rows)
+
+
+def near_defaults(file: dict) -> str:
+    """What the rate nearest to a method's default reached, beside the one that `run.py tune` chose."""
+    columns = ("nearest tried", "accuracy there (%)", "loss there (nats)", "chosen", "accuracy (%)", "loss")
+    rows = [["method", "default", *columns]]
+    for label, one in tuned_variants(file):
+        default = METHODS[one["method"]].default_lr(NARROW - 1)
+        points = {point["lr"]: point for point in one["points"]}
+        cells = [label, f"{default:g}"]
+        for rate in (min(points, key=lambda rate: abs(log(rate / default))), one["chosen"]):
+            accuracy = mean(run["accuracy"] for run in points[rate]["runs"])
+            cells += [f"{rate:g}", f"{accuracy:.1f}", f"{points[rate]['mean_loss']:.3f}"]
+        rows.append(cells)
     return table(*rows)
 
 
@@ -559,10 +575,10 @@ def lens_qkv(file: dict) -> str:
 
 def held_out(file: dict) -> str:
     """What one run of each setting reached on sentences held out of train."""
-    rows = [["rank", "rate", "trainable", "accuracy (%)", "loss (nats)"]]
+    rows = [["rank", "epochs", "dropout", "rate", "trainable", "accuracy (%)", "loss (nats)"]]
     for one in file["results"]:
-        measured = (f"{one['accuracy']:.2f}", f"{one['loss']:.4f}")
-        rows.append([str(one["rank"]), f"{one['lr']:g}", f"{one['trainable']:,}", *measured])
+        asked = (str(one["rank"]), str(one["epochs"]), f"{one['dropout']:g}", f"{one['lr']:g}")
+        rows.append([*asked, f"{one['trainable']:,}", f"{one['accuracy']:.2f}", f"{one['loss']:.4f}"])
     counts = f"{file['held_out_sentences']} sentences held out, {file['train_sentences']:,} rows trained on"
     return f"{table(*rows)}\n\n{counts}: `{file['command']}`"
 
@@ -583,7 +599,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
     kinds += (shares, lens_thresholds, none_left_out, orders, flat_ranges, lens_amplified)
-    kinds += (differences, missed, lens_qkv, ways, held_out)
+    kinds += (differences, missed, lens_qkv, ways, held_out, near_defaults)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 

@@ -282,7 +282,7 @@ def test_a_comparison_finds_what_was_tuned(tuned, tmp_path):
 
 
 def test_the_lines_on_the_page_write_what_tune_holds_out(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "ranks-and-places.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "lora-at-its-best.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
     place, here = tmp_path / "shared" / "data" / "sst2", tmp_path / "here"
     place.mkdir(parents=True)
@@ -291,7 +291,7 @@ def test_the_lines_on_the_page_write_what_tune_holds_out(tmp_path, monkeypatch):
         (place / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}", encoding="utf-8")
     here.mkdir()
     monkeypatch.chdir(here)
-    exec(compile(lines, "ranks-and-places.md", "exec"), {})
+    exec(compile(lines, "lora-at-its-best.md", "exec"), {})
     written, expected = load_dataset("held-out"), with_held_out(load_dataset(str(place)))
     assert 0 < len(expected.validation) < len(expected.train)
     for part in ("train", "validation"):
