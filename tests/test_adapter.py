@@ -433,3 +433,40 @@ def test_another_configuration_is_refused_where_the_files_tell(saved):
         metadata = {key: file.metadata()[key] for key in ("format", "base_weights", "labels")}
     save_file(load_file(path), path, metadata)
     load_adapter(base, folder)
+
+
+def test_a_module_whose_name_ends_as_one_that_learns_is_saved_with_it(tmp_path):
+    """PEFT takes `classifier` for every name that ends so, and asks for DistilBERT's `pre_classifier`."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.q, self.pre_classifier, self.classifier = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.pre_classifier(self.q(x)).relu())
+
+    adapted = inject_lora(Model(), ["q"], rank=2, alpha=4, modules_to_save=["classifier"])
+    randomize_lora(adapted)
+    with torch.no_grad():
+        adapted.classifier.weight.add_(1)
+    save_adapter(adapted, tmp_path, "somewhere")
+    x = torch.randn(3, 4)
+    theirs = PeftModel.from_pretrained(Model(), str(tmp_path)).eval()
+    for model in (load_adapter(Model(), tmp_path), theirs):
+        torch.testing.assert_close(model(x), adapted(x), rtol=0, atol=1e-6)
+    both = inject_lora(Model(), ["q", "pre_classifier"], rank=2, alpha=4, modules_to_save=["classifier"])
+    with pytest.raises(UserError, match=r"pre_classifier.*has LoRA, and its name ends as"):
+        save_adapter(both, tmp_path / "both", "somewhere")
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_head_that_was_frozen_again_is_saved_all_the_same(tiny_gpt2, tmp_path):
+    base = copy.deepcopy(tiny_gpt2)
+    adapted = inject_lora(tiny_gpt2, ["attn.c_attn"], rank=2, alpha=4, modules_to_save=["score"])
+    randomize_lora(adapted)
+    with torch.no_grad():
+        adapted.score.weight.add_(1)
+    save_adapter(adapted.requires_grad_(False), tmp_path, base_name="somewhere")
+    assert torch.equal(load_adapter(base, tmp_path).score.weight, adapted.score.weight)

@@ -159,3 +159,11 @@ def test_training_batches_go_on_from_epoch_to_epoch():
     batches = list(training_batches(examples, 4, 5, draw))
     assert [len(batch) for batch in batches].count(2) in (1, 2) and len(batches) == 5
     assert torch.cat(batches[:3]).sort().values.tolist() == list(range(10))
+
+
+def test_a_tokenizer_without_end_of_text_reads_nothing_as_padding():
+    tokenizer = load_tokenizer("bundled")
+    (good,) = tokenizer("good", add_special_tokens=False).input_ids
+    tokenizer.pad_token, tokenizer.eos_token = tokenizer.convert_ids_to_tokens(good), None
+    examples = tokenize(tokenizer, ["", "good", "a film"], [0, 1, 1], max_length=8)
+    assert examples.lengths.tolist()[:2] == [1, 1] and examples.token_ids[:2].tolist() == [good, good]

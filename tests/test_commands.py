@@ -387,6 +387,16 @@ def test_a_labelled_table_keeps_its_columns_and_its_rows(runs, capsys, tmp_path,
     assert sorted(tmp_path.iterdir()) == sorted([path, out])
 
 
+@pytest.mark.filterwarnings("ignore:.*1 of 2 texts is blank")
+def test_a_null_text_stays_without_a_label_where_blank_ones_do(runs, capsys, tmp_path):
+    path, out = tmp_path / "mine.jsonl", tmp_path / "labelled.jsonl"
+    path.write_text('{"text": "good"}\n{"text": null}\n')
+    asked = ["predict", "--adapter", str(runs / "lora"), "--dataset", str(path), "--output", str(out)]
+    assert cli.main(asked) == 2 and "line 2: the text is null" in capsys.readouterr().err
+    assert cli.main([*asked, "--drop-blank"]) == 0
+    assert [row["predicted_label"] is None for row in read_back(out)] == [False, True]
+
+
 def test_cells_of_every_kind_are_written(tmp_path):
     cells = [None, float("nan"), True, 1.5, ["a", {"b": "\u00e9"}], "half \ud83d", "x"]
     row = dict(zip("abcdefg", cells, strict=True))

@@ -16,13 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 from forks import in_a_fork
+from small_runs import write_base, write_sentences
 
 from lora_from_scratch import RunConfig, UserError
-from lora_from_scratch.base.load import BUNDLED_MODEL
+from lora_from_scratch.base.load import BUNDLED_MODEL, load_tokenizer
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.cli.one_run import train_into
 from lora_from_scratch.formats.adapted import load_adapted
 from lora_from_scratch.runs.folder import check_folder, listed_files
+from lora_from_scratch.runs.predict import predict
 from lora_from_scratch.runs.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("few_sentences", "tiny_bundle", "undrawn")
@@ -208,6 +210,26 @@ def test_the_cards_code_for_peft_runs(runs, monkeypatch):
     with torch.no_grad():
         expected, got = ours(input_ids=input_ids).logits, found["model"](input_ids=input_ids).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
+def test_the_cards_code_for_peft_pads_as_the_tokenizer_does(tmp_path, monkeypatch):
+    """Where that has a padding token of its own, transformers looks for it, and not for end-of-text."""
+    pytest.importorskip("peft")
+    base = write_base(tmp_path / "base")
+    tokenizer = load_tokenizer(str(base))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(8191)
+    tokenizer.save_pretrained(base)
+    flags = ["--model", str(base), "--dataset", str(write_sentences(tmp_path / "d.csv")), "--lr", "1e-2"]
+    assert cli.main([*flags, "--max-steps", "3", "--output-dir", str(tmp_path / "run")]) == 0
+    monkeypatch.chdir(tmp_path / "run")
+    found: dict[str, object] = {}
+    exec(Path("README.md").read_text().split("In PEFT:\n\n```python\n")[1].split("```")[0], found)
+    texts = ["so good", "so so so so so so dull"]
+    padded = found["tokenizer"](texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        got = found["model"].eval()(**padded).logits.softmax(dim=1).max(dim=1).values.tolist()
+    assert got == pytest.approx([one.probability for one in predict(load_adapted("."), texts)], abs=1e-5)
 
 
 def main_fails(capsys: pytest.CaptureFixture[str], folder: Path, status: int, *more: str) -> str:

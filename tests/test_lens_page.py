@@ -234,6 +234,14 @@ def test_truncate_writes_an_adapter_that_peft_reads(runs, records, tmp_path, cap
         )
 
 
+def test_a_truncated_adapter_finds_its_base_from_elsewhere(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    flags = ["--adapter", "lora", "--model", "./base", "--rank", "1", "--out", str(tmp_path / "one")]
+    assert cli.main(["truncate", *flags]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert load_adapted("one").base_name == str((runs / "base").resolve())
+
+
 @pytest.mark.filterwarnings("always::UserWarning")  # to be printed, not raised
 def test_truncating_to_the_rank_there_is_copies_and_warns(runs, tmp_path, capsys):
     flags = ["--adapter", str(runs / "lora"), "--rank", "3", "--out", str(tmp_path / "same")]

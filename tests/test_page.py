@@ -653,3 +653,12 @@ def test_a_step_at_which_a_run_was_no_number_is_left_out_of_the_curve():
     measured = ([[10, 0.5, 80.0], [20, None, None]], [[10, 0.5, 90.0], [20, 0.4, 91.0]])
     runs = [{"status": "done", "validation": rows} for rows in measured]
     assert costs.curve({"runs": runs}, "validation", 2) == [(10, 85.0)]
+
+
+def test_pictures_of_an_earlier_comparison_do_not_stay(tmp_path):
+    for name in ("rank.png", "accuracy-2.png", "mine.png", "rank of mine.png"):
+        (tmp_path / name).write_bytes(b"")
+    written = page.write_comparison(made("six"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*written, "mine.png", "rank of mine.png"]
+    )

@@ -584,3 +584,11 @@ def test_in_a_comparison_it_is_no_flag_of_full():
     configs = asked_for(["full", "lora"], {"base_precision": ["float", "nf4"]}, {})
     found = [(config.method, config.base_precision) for config in configs]
     assert found == [("full", "float"), ("lora", "float"), ("lora", "nf4")]
+
+
+def test_the_points_of_nf4_are_fp32_whatever_the_default_is():
+    program = "import torch; torch.set_default_dtype(torch.float64); from lora_from_scratch.base import nf4"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; assert nf4.POINTS.dtype == torch.float32"], check=False
+    )
+    assert done.returncode == 0

@@ -160,7 +160,7 @@ def test_the_picture_is_a_png_and_optional(result, monkeypatch):
     from matplotlib.figure import Figure
 
     record, metrics = result.as_dict(), result.training.metrics
-    monkeypatch.setattr(Figure, "suptitle", lambda _, text: titles.append(text))
+    monkeypatch.setattr(Figure, "suptitle", lambda _, text, **how: titles.append(text))
     titles: list[str] = []
     assert draw_training(record, metrics).startswith(b"\x89PNG")
     (title,) = titles
@@ -193,3 +193,18 @@ def test_the_cards_front_matter_names_the_dataset(result, dataset, source):
     record = result.as_dict()
     record["config"]["dataset"] = dataset
     assert f'datasets:\n- "{source}"\n' in model_card(record)
+
+
+def test_a_name_with_marks_of_mathematics_is_drawn_as_it_is(result):
+    record = {**result.as_dict(), "dataset": "a_$x^$.csv"}
+    assert draw_training(record, result.training.metrics).startswith(b"\x89PNG")
+
+
+def test_the_card_counts_the_passes_that_were_made(result):
+    """Where --max-steps ended the run before its epochs did."""
+    record = result.as_dict()
+    sentences, size = record["data"]["train_sentences"], record["config"]["batch_size"]
+    short, whole = f"{2 * size / sentences:.2g} epochs", f"{record['config']['epochs']} epochs"
+    assert f"({short})" in model_card({**record, "steps": 2})
+    steps = record["config"]["epochs"] * -(-sentences // size)
+    assert f"({whole})" in model_card({**record, "steps": steps}) and short != whole

@@ -1859,6 +1859,11 @@ PLANS = [
         "error: --target-modules all-linear names every layer: leave the others out",
     ),
     Case(
+        "more than anybody counts",
+        f"{RUN}--batch-size 1000000000000000000 --dry-run",
+        "error: --batch-size must be at most 1,000,000,000, not 1000000000000000000",
+    ),
+    Case(
         "nothing left beside what is held out",
         "tune --model bundled --dataset one.csv --dry-run",
         "error: nothing is left to train on: every row is part of a sentence held out; add others",

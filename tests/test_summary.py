@@ -118,6 +118,26 @@ def test_means_spread_and_intervals_are_those_of_the_runs(shared, template):
     assert "runs" not in table["headline"] + one["sentence"], "all are done"
 
 
+def test_a_table_without_the_reference_has_one_of_its_own(shared, template, tmp_path):
+    """Each value of a flag that the data are read by has a table, and the labels say which."""
+    bundled = shared.decided(RunConfig(method="head", model="bundled", dataset="bundled"))
+    dataset = shared(bundled).dataset
+    for name, split in (("train", dataset.train), ("dev", dataset.validation), ("test", dataset.validation)):
+        rows = "".join(
+            f"{text}\t{label}\n" for text, label in zip(split.sentences, split.labels, strict=True)
+        )
+        (tmp_path / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}", encoding="utf-8")
+    flags = {"dataset": [str(tmp_path)], "validation_split": ["dev", "test"]}
+    made = Made(shared, template, variants_of(shared, ["head", "lora"], **flags))
+    made.fill({variant.label: 0.7 + 0.1 * ("lora" in variant.label) for variant in made.variants})
+    reference = reference_among(made.variants, None)
+    tables = made.summed(reference=reference)["datasets"]
+    assert [[(one["a"], one["b"]) for one in table["comparisons"]] for table in tables] == [
+        [(f"head, validation split {name}", f"lora, validation split {name}")] for name in ("dev", "test")
+    ]
+    assert [table["reference"] for table in tables] == [one["comparisons"][0]["b"] for one in tables]
+
+
 def test_runs_of_several_places_say_so(shared, template):
     made = Made(shared, template, variants_of(shared, ["head", "lora"]))
     assert made.summed()["environment"].keys() == template["environment"].keys()

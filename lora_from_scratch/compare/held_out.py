@@ -6,13 +6,14 @@ that the rest was trained on, and a method that memorises would win.
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping
 
 from lora_from_scratch.data.dataset import Dataset, Split
 from lora_from_scratch.errors import UserError
 
 SHARE, MOST = 0.1, 1000  # of the whole sentences; the 95 % interval of 1,000 is about 4 points wide
 START = 4  # words by which a row is looked up
+Row = tuple[str, ...]
 
 
 def with_held_out(dataset: Dataset, seed: int = 0) -> Dataset:
@@ -29,23 +30,23 @@ def hold_out(train: Split, seed: int = 0) -> tuple[Split, Split]:
     A row stays in the rest only if it is no part, word by word, of a held-out sentence.
     """
     rows = [tuple(sentence.split()) for sentence in train.sentences]
-    inner = {part for i, part in _parts(rows, range(len(rows))) if rows[part] != rows[i]}
-    whole = [i for i in range(len(rows)) if i not in inner]
+    distinct = dict.fromkeys(rows)
+    sizes: dict[Row, set[int]] = defaultdict(set)
+    for row in distinct:
+        sizes[row[:START]].add(len(row))
+    inner = {part for row in distinct for part in _parts(row, distinct, sizes) if part != row}
+    whole = [i for i, row in enumerate(rows) if row not in inner]
     count = max(1, min(MOST, round(SHARE * len(whole))))
     chosen = sorted(random.Random(seed).sample(whole, count))
-    leaking = {part for _, part in _parts(rows, chosen)}
-    return train.take([i for i in range(len(rows)) if i not in leaking]), train.take(chosen)
+    leaking = {part for i in chosen for part in _parts(rows[i], distinct, sizes)}
+    return train.take([i for i, row in enumerate(rows) if row not in leaking]), train.take(chosen)
 
 
-def _parts(rows: Sequence[tuple[str, ...]], wholes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """(i, j): row j is a run of consecutive words of row i, i itself included."""
-    starting: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for j, row in enumerate(rows):
-        starting[row[:START]].append(j)
-    for i in wholes:
-        words = rows[i]
-        for first in range(len(words)):
-            for size in range(1, START + 1):
-                for j in starting.get(words[first : first + size], ()) if first + size <= len(words) else ():
-                    if words[first : first + len(rows[j])] == rows[j]:
-                        yield i, j
+def _parts(words: Row, rows: Container[Row], sizes: Mapping[Row, set[int]]) -> Iterator[Row]:
+    """The rows that are runs of consecutive words of this one, itself included; `sizes` has how long rows
+    are that begin with given words."""
+    for first in range(len(words)):
+        for start in range(1, min(START, len(words) - first) + 1):
+            for size in sizes.get(words[first : first + start], ()):
+                if (part := words[first : first + size]) in rows:
+                    yield part

@@ -90,7 +90,9 @@ def reference_among(variants: Sequence[Variant], asked: str | None) -> str:
 def _dataset(
     going: Going, variants: Sequence[Variant], seeds: Sequence[int], reference: str, margin: float | None
 ) -> Record:
-    """The table of one dataset: its variants, and how they compare."""
+    """The table of one dataset: its variants, and how they compare; the reference is of another, at times."""
+    if reference not in {variant.label for variant in variants}:
+        reference = reference_among(variants, None)
     sources = going.sources(variants[0].config)
     validation, labels = sources.dataset.validation, numpy.array(sources.dataset.validation.labels)
     runs = {variant.label: _runs(going, variant, seeds) for variant in variants}
@@ -118,6 +120,7 @@ def _dataset(
         "texts": validation.sentences,
         "train_sentences": record["data"]["train_sentences"] if record else len(sources.dataset.train),
         "baseline": record["baseline"] if record else None,
+        "reference": reference,
         "headline": verdicts.headline(compared, means, reference) + partly,
         "variants": rows,
         "comparisons": [_as_row(one, rows) for one in compared],

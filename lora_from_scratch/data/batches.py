@@ -35,15 +35,17 @@ def tokenize(
 
     Padding tokens that a text spells out at its end (`<|endoftext|>`) are left out, as transformers'
     classifier, which looks for them, never reads them. A sentence without a single token (it can be empty, or
-    hold nothing the tokenizer keeps) becomes the end-of-text token: the model needs something to read.
+    hold nothing the tokenizer keeps) becomes the end-of-text token, of a tokenizer without one the padding:
+    the model needs something to read.
     """
     whole = tokenizer(list(sentences), add_special_tokens=False).input_ids if len(sentences) else []
+    end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
     cut = [ids[:max_length] for ids in whole]
     for ids in cut:
-        while ids and ids[-1] == tokenizer.pad_token_id:
+        while ids and ids[-1] == padding:
             ids.pop()
         if not ids:
-            ids.append(tokenizer.eos_token_id)
+            ids.append(padding if end is None else end)
     token_ids = torch.tensor([token for ids in cut for token in ids], dtype=torch.long)
     lengths = torch.tensor([len(ids) for ids in cut], dtype=torch.long)
     truncated = sum(len(ids) > max_length for ids in whole)

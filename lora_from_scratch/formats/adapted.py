@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2ForSequenceClassification
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lora_from_scratch.base.load import load_model, load_tokenizer
+from lora_from_scratch.base.load import lasting_name, load_model, load_tokenizer
 from lora_from_scratch.base.precisions import BASE_PRECISIONS, FLOAT, KEY, rounded
 from lora_from_scratch.errors import UserError, first_line, quoted
 from lora_from_scratch.formats.table import FORMATS, format_named
@@ -57,12 +57,13 @@ class Adapted:
         return [names[i] for i in range(len(names))]
 
 
-def load_adapted(folder: Path, base_name: str | None = None) -> Adapted:
+def load_adapted(folder: Path | str, base_name: str | None = None) -> Adapted:
     """The adapted model of a folder: one of ours, one of PEFT's, or a plain checkpoint; in eval mode.
 
     `base_name` is the base to put the adapter on, where it is not the one that the files name. Raises
     `UserError` if the folder holds nothing of the kind, or what is there is damaged or does not fit.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the one that a run printed at its end")
     formats = [format_named(name) for name in FORMATS]
@@ -101,7 +102,7 @@ def load_base(path: Path, name: str | None, metadata: dict[str, str], head: torc
         raise UserError(f"{path}: {what}: update lora-from-scratch")
     tokenizer = load_tokenizer(name)
     model = load_model(name, labels, tokenizer.pad_token_id)
-    return Adapted(rounded(model, precision), tokenizer, name)
+    return Adapted(rounded(model, precision), tokenizer, lasting_name(name))
 
 
 def refuse_pickle(folder: Path, pickle: str, wanted: str) -> None:

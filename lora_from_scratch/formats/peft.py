@@ -22,7 +22,7 @@ from lora_from_scratch.formats.adapted import HEAD_WEIGHT, MERGED, Adapted, load
 from lora_from_scratch.formats.peft_base import base_here, check_architecture
 from lora_from_scratch.formats.peft_config import CONFIG, PREFIX, PeftConfig, read_config, shown, understand
 from lora_from_scratch.formats.peft_patterns import idle_patterns
-from lora_from_scratch.formats.peft_writing import configuration, saved_tensors
+from lora_from_scratch.formats.peft_writing import also_saved, configuration, saved_tensors
 from lora_from_scratch.formats.seal import check_seal
 from lora_from_scratch.formats.tensors import Tensors, check_shapes, fill, read_tensors, write_tensors
 from lora_from_scratch.formats.whole_files import appearing
@@ -55,7 +55,8 @@ labels = dict(id2label=dict(enumerate(names)), label2id=dict((name, i) for i, na
 base_name = PeftConfig.from_pretrained(".").base_model_name_or_path
 tokenizer = AutoTokenizer.from_pretrained(base_name)
 base = AutoModelForSequenceClassification.from_pretrained(base_name, **labels, dtype="float32")
-base.config.pad_token_id = tokenizer.eos_token_id
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+base.config.pad_token_id = tokenizer.pad_token_id
 model = PeftModel.from_pretrained(base, ".")
 ```
 
@@ -95,7 +96,8 @@ def save_adapter(
     """Write what was trained into `folder` as a PEFT adapter.
 
     A model without LoRA layers (`prelayer`) gets all-zero rank-1 ones in the files, around `attn.c_attn`,
-    because PEFT knows no adapter that only saves modules.
+    because PEFT knows no adapter that only saves modules. A module whose name ends in that of one that
+    learns whole is saved with it, as PEFT takes names for endings.
 
     Layers that are more than LoRA's own are written as plain LoRA that computes the same (`as_plain_lora`).
     `base_name` is what the configuration calls the base (None: the model's own `name_or_path`). The
@@ -110,6 +112,8 @@ def save_adapter(
     name = str(BUNDLED_MODEL) if base_name == BUNDLED else base_name
     values = configuration(model, whole, name)
     config = understand(values, folder / CONFIG)
+    tensors |= also_saved(model, config, tensors)
+    whole = [name for name in tensors if ".lora_" not in name]
     targets = config.targets(model)
     if len(whole) == len(tensors):
         tensors |= {name: torch.zeros(shape) for name, shape in _lora_shapes(targets, config).items()}

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -11,16 +12,19 @@ from lora_from_scratch.base.fingerprint import is_added, names_in_base
 from lora_from_scratch.core.lora import LoRALinear
 from lora_from_scratch.core.surgery import lora_layers
 from lora_from_scratch.errors import UserError
+from lora_from_scratch.formats.adapted import HEAD_WEIGHT
 from lora_from_scratch.formats.peft_config import CONFIG, HEADS, PeftConfig, understand
 from lora_from_scratch.methods.dora_linear import DoRALinear
 
 
 def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What an adapter's file holds, by parameter: A and B, and the modules in which something learns, whole.
+    """What an adapter's file holds, by parameter: A and B, and whole modules: GPT-2's head, and those in
+    which something learns.
 
     Raises `UserError` for a parameter that PEFT's format has no place for.
     """
-    modules, tensors = set(), dict(model.named_parameters())
+    tensors = dict(model.named_parameters())
+    modules = {"score"} if HEAD_WEIGHT in tensors else set()
     for name, parameter in tensors.items():
         if is_added(name) and ".lora_" not in name:
             how = "save(Adapted(model, tokenizer, base_name, method, settings))"
@@ -36,6 +40,22 @@ def saved_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         if in_base(name) != name and _within(name, modules):
             raise UserError(f"{name} stands under what learns whole and has LoRA: PEFT saves one of the two")
     return {name: p for name, p in tensors.items() if ".lora_" in name or _within(name, modules)}
+
+
+def also_saved(
+    model: nn.Module, config: PeftConfig, tensors: Mapping[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
+    """What the configuration asks for beside `tensors`: `classifier` names DistilBERT's `pre_classifier` too.
+
+    Raises `UserError` where LoRA stands under such a module: PEFT saves one of the two.
+    """
+    more = {name: p for name, p in model.named_parameters() if config.saves(name) and name not in tensors}
+    in_base = names_in_base(model)
+    for name in more:
+        if in_base(name) != name:
+            told = f"{name} has LoRA, and its name ends as that of a module that learns whole"
+            raise UserError(f"{told}: PEFT would save one of the two; leave one of them as it is")
+    return more
 
 
 def configuration(model: nn.Module, whole: list[str], base_name: str | None) -> dict[str, object]:

@@ -15,6 +15,7 @@ from lora_from_scratch.formats.table import FORMATS
 if TYPE_CHECKING:
     from torch import Generator, nn
 
+MOST = 10**9  # that a flag counts
 NARROW = 512  # hidden sizes below this take the first of a method's two rates
 
 
@@ -108,10 +109,11 @@ def check(method: Method) -> Method:
 
 
 def at_least_one(**values: int | None) -> None:
-    """Refuse counts below 1, by the name of their flag; None passes."""
+    """Refuse counts below 1, and such as no machine counts to, by the name of their flag; None passes."""
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if value is not None and not 1 <= value <= MOST:
+            bound = "at least 1" if value < 1 else f"at most {MOST:,}"
+            raise UserError(f"--{name.replace('_', '-')} must be {bound}, not {value}")
 
 
 def positive(**values: float | None) -> None:

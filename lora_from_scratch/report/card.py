@@ -1,6 +1,7 @@
 """The README.md beside what was trained: what it is, how it was made and measured, how to load it."""
 
 import json
+import math
 
 from lora_from_scratch.base.precisions import FLOAT
 from lora_from_scratch.data.hub import ALIASES
@@ -43,7 +44,7 @@ Always saying {always}, the commonest class to train on, would score {baseline[a
 
 - data: {dataset}, {data[train_sentences]:,} sentences, fingerprint `{data[fingerprint]:.16}`
 - classes: {train_classes}; for validation {validation_classes}{settings}
-- {steps:,} steps of {config[batch_size]} sentences ({config[epochs]} epochs), AdamW, \
+- {steps:,} steps of {config[batch_size]} sentences ({passes}), AdamW, \
 peak learning rate {config[lr]:g} falling linearly to 0, weight decay {config[weight_decay]:g}
 - {config[precision]}, {rounding}texts cut at {config[max_length]} tokens, seed {config[seed]}
 
@@ -95,9 +96,17 @@ def model_card(record: dict[str, object]) -> str:
         train_classes=classes_text(data["train_classes"]),
         validation_classes=classes_text(data["validation_classes"]),
         settings=f"\n- {settings}" if settings else "",
+        passes=_passes(record["steps"], data["train_sentences"], config),
         rounding=ROUNDED.format(config.base_precision) if config.base_precision != FLOAT else "",
         loading="\n".join(format.how_to_load(config.model, names)) if config.way.merges else UNMERGED,
     )
+
+
+def _passes(steps: int, sentences: int, config: RunConfig) -> str:
+    """How often the sentences were read, where `max_steps` may have ended the run before."""
+    if steps < config.epochs * math.ceil(sentences / config.batch_size):
+        return f"{steps * config.batch_size / sentences:.2g} epochs"
+    return f"{config.epochs} epochs"
 
 
 def _repository(dataset: str) -> str:

@@ -16,7 +16,7 @@ def datasets(comparison: Comparison) -> list[Dataset]:
     """Each with what holds for all; a run that is not done has None for what it would have measured."""
     common = {"reference": comparison["reference"], "margin": comparison["margin"]}
     return [
-        {**dataset, **common, "variants": [_whole(variant) for variant in dataset["variants"]]}
+        {**common, **dataset, "variants": [_whole(variant) for variant in dataset["variants"]]}
         for dataset in comparison["datasets"]
     ]
 

@@ -6,9 +6,10 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_from_scratch.report import numbers, palette
@@ -89,6 +90,14 @@ def style(name: str) -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
         yield
+
+
+def remove_earlier(folder: Path, known: Iterable[str], written: Container[str]) -> None:
+    """Delete the PNGs that an earlier page left there and this one has not written: they show other runs."""
+    names = {*known}
+    for path in folder.glob("*.png"):
+        if re.sub(r"-\d+$", "", path.stem) in names and path.name not in written:
+            path.unlink()
 
 
 def picture(name: str, title: str, caption: str, alt: str, draw: Callable[[], Figure]) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from lora_from_scratch.formats.whole_files import appearing
@@ -67,7 +68,9 @@ def write_lens(lens: Lens, folder: Path) -> list[str]:
         (aside / NUMBERS).write_bytes(as_json(lens))
         for name, picture in pictures.items():
             (aside / f"{name}.png").write_bytes(picture.png)
-    return [PAGE, NUMBERS, *(f"{name}.png" for name in pictures)]
+    written = [PAGE, NUMBERS, *(f"{name}.png" for name in pictures)]
+    drawing.remove_earlier(folder, chain(*GROUPS.values()), written)
+    return written
 
 
 def _facts(lens: Lens) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from lora_from_scratch.formats.whole_files import appearing
@@ -80,7 +81,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[str]:
             (aside / name).write_bytes(text.encode())
         for name, picture in pictures.items():
             (aside / f"{name}.png").write_bytes(picture.png)
-    return [*texts, *(f"{name}.png" for name in pictures)]
+    written = [*texts, *(f"{name}.png" for name in pictures)]
+    drawing.remove_earlier(folder, chain(*GROUPS.values()), written)
+    return written
 
 
 def _named(name: str, number: int) -> str:

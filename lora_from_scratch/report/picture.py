@@ -35,7 +35,7 @@ def draw_training(record: dict[str, object], metrics: Sequence[dict[str, float |
     right.invert_yaxis()
     right.set(xlabel="seconds", title=f"{record['train_seconds']:.1f} s of training")
     title = "{method}: {model} on {dataset}, accuracy {accuracy:.1f} % ({interval})".format
-    figure.suptitle(title(**record, interval=interval_text(record)))
+    figure.suptitle(title(**record, interval=interval_text(record)), parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

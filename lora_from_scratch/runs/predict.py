@@ -29,6 +29,8 @@ def predict(adapted: Adapted, texts: Sequence[str]) -> list[Prediction]:
     first (`merge_lora`): the result is the same up to rounding, without their extra products. UserError for a
     blank text, and where the logits are not finite.
     """
+    if isinstance(texts, str):
+        raise UserError("predict takes a list of texts: put the one into brackets")
     blank = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
     if blank:
         raise UserError(f"text {blank} of {len(texts)} is blank; leave it out")

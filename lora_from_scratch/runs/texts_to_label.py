@@ -86,7 +86,9 @@ def read_table(path: Path, text_column: str | None, drop_blank: bool, output: Pa
         nonlocal count
         for number, (text,) in table.pick([column]):
             count += 1
-            if isinstance(text, str) and not text.strip():
+            if (drop_blank and (text is None or text != text)) or (
+                isinstance(text, str) and not text.strip()
+            ):
                 blank.append(number)
             else:
                 yield number, text, 0  # its label, if it has one, is none of our business

@@ -27,7 +27,7 @@ def resolve_device(name: str) -> torch.device:
         tensor = torch.zeros(1, device=name)
         tensor.item()  # the meta device has none
         return tensor.device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = first_line(error)[:70]
         raise UserError(
             f"--device {name}: PyTorch cannot use it here ({reason}); try auto, cpu or cuda"

@@ -60,7 +60,7 @@ def predict_logits(
     With `plain` they are computed by `core/` alone, without `fast/`.
     """
     was_training = model.training
-    logits = torch.zeros(len(examples), model.config.num_labels)
+    logits = torch.zeros(len(examples), model.config.num_labels, dtype=torch.float32)
     indices = processes().own(sorted_batches(examples.lengths, SENTENCES, TOKENS))
     bar = Bar(indices, desc="evaluate", unit="batch", leave=False)
     batches = (pad_batch(examples, part, model.score.weight.device) for part in bar)
