@@ -573,6 +573,15 @@ def lens_qkv(file: dict) -> str:
     return table(*rows)
 
 
+def whole_base(file: dict) -> str:
+    """Adapters of a rounded base, on it and on the one that it was rounded from."""
+    rows = [["adapter", "rounded base: accuracy (%)", "whole base: accuracy (%)", "answers that change"]]
+    for one in file["results"]["adapters"]:
+        reached = (f"{one['accuracy'][base]:.2f}" for base in ("rounded", "whole"))
+        rows.append([one["adapter"], *reached, str(one["answers_that_change"])])
+    return table(*rows)
+
+
 def held_out(file: dict) -> str:
     """What one run of each setting reached on sentences held out of train."""
     rows = [["rank", "epochs", "dropout", "rate", "trainable", "accuracy (%)", "loss (nats)"]]
@@ -599,7 +608,7 @@ def written(text: str) -> str:  # with every figure as the results have it
     kinds += (processes, contended, memory, published_memory, relatives, quantised, moments, dtypes)
     kinds += (coverage, lens_layers, lens_parts, lens_beside, lens_ranks, peaks, default_rates)
     kinds += (shares, lens_thresholds, none_left_out, orders, flat_ranges, lens_amplified)
-    kinds += (differences, missed, lens_qkv, ways, held_out, near_defaults)
+    kinds += (differences, missed, lens_qkv, ways, held_out, near_defaults, whole_base)
     kinds = {kind.__name__: kind for kind in kinds}
     return FIGURE.sub(figure, BLOCK.sub(lambda m: m[1] + kinds[m[3]](load(m[2])) + m[5], text))
 
