@@ -15,7 +15,8 @@ class LoRAFA(LoRA):
 
     Source: Zhang et al. 2023, "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
     Fine-tuning", arXiv:2308.03303. The gradient of A takes x, `(..., in)`; that of B takes A x, `(..., r)`,
-    and autograd keeps no more than that. On GPT-2 small with r = 4, 12 * 4 * 2304 = 110,592 parameters learn.
+    and of the two autograd keeps that alone. On GPT-2 small with r = 4, 12 * 4 * 2304 = 110,592 parameters
+    learn.
     """
 
     name = "lora-fa"
