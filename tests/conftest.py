@@ -157,6 +157,16 @@ def tiny_examples() -> TokenizedExamples:
     return TokenizedExamples(token_ids, lengths, labels, truncated=0)
 
 
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    """What PyTorch makes without being told a type is float64, as a program may ask."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data (SST-2, GPT-2's tokenizer and shape); tests that need it skip without it."""

@@ -387,6 +387,11 @@ def test_a_labelled_table_keeps_its_columns_and_its_rows(runs, capsys, tmp_path,
     assert sorted(tmp_path.iterdir()) == sorted([path, out])
 
 
+def test_one_text_is_not_labelled_letter_by_letter(runs):
+    with pytest.raises(UserError, match="put the one into brackets"):
+        predict(load_adapted(runs / "lora"), "good")
+
+
 @pytest.mark.filterwarnings("ignore:.*1 of 2 texts is blank")
 def test_a_null_text_stays_without_a_label_where_blank_ones_do(runs, capsys, tmp_path):
     path, out = tmp_path / "mine.jsonl", tmp_path / "labelled.jsonl"

@@ -117,11 +117,8 @@ def test_logits_of_three_labels_in_bf16(tiny_examples):
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.02)
 
 
-def test_another_default_dtype_does_not_reach_the_logits(tiny_gpt2, tiny_examples):
+def test_another_default_dtype_does_not_reach_the_logits(tiny_gpt2, tiny_examples, request):
     expected = predict_logits(tiny_gpt2, tiny_examples)
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = predict_logits(tiny_gpt2, tiny_examples)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    request.getfixturevalue("float64_by_default")
+    found = predict_logits(tiny_gpt2, tiny_examples)
     assert found.dtype == torch.float32 and torch.equal(found, expected)

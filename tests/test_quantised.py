@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import operator
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, GPT2ForSequenceClas
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch import RunConfig, adapt, inject_lora, load_adapter, merge_lora, merged, save_adapter
+from lora_from_scratch.base import nf4
 from lora_from_scratch.base.fingerprint import config_fingerprint, weights_fingerprint
 from lora_from_scratch.base.int8 import Int8Linear
 from lora_from_scratch.base.load import load_model
@@ -586,9 +588,6 @@ def test_in_a_comparison_it_is_no_flag_of_full():
     assert found == [("full", "float"), ("lora", "float"), ("lora", "nf4")]
 
 
+@pytest.mark.usefixtures("float64_by_default")
 def test_the_points_of_nf4_are_fp32_whatever_the_default_is():
-    program = "import torch; torch.set_default_dtype(torch.float64); from lora_from_scratch.base import nf4"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}; assert nf4.POINTS.dtype == torch.float32"], check=False
-    )
-    assert done.returncode == 0
+    assert runpy.run_path(nf4.__file__)["POINTS"].dtype == torch.float32

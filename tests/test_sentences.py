@@ -1859,6 +1859,12 @@ PLANS = [
         "error: --target-modules all-linear names every layer: leave the others out",
     ),
     Case(
+        "a device without its part of PyTorch",
+        "--model bundled --dataset bundled --device hpu --dry-run",
+        "error: --device hpu: PyTorch cannot use it here (No module named 'torch.hpu'); "
+        "try auto, cpu or cuda",
+    ),
+    Case(
         "more than anybody counts",
         f"{RUN}--batch-size 1000000000000000000 --dry-run",
         "error: --batch-size must be at most 1,000,000,000, not 1000000000000000000",
