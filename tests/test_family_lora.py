@@ -187,6 +187,27 @@ def test_rslora_is_lora_scaled_by_the_root_of_the_rank():
             assert [layer.scaling for _, layer in lora_layers(model)] == [6 / root] * 2
 
 
+def test_a_step_on_b_moves_h_by_the_scaling_squared_times_what_a_reads():
+    """Plain gradient descent; norm(A x)^2 is a sum over A's rows, which here all read as much of x.
+
+    So the step is as large at each rank by alpha / sqrt(r), and falls as 1 / r by alpha / r.
+    """
+    torch.manual_seed(0)
+    x, g, row, lr, moved = torch.randn(256), torch.randn(48), torch.randn(256) / 16, 0.01, {}
+    for rank, stabilized in ((4, False), (64, False), (4, True), (64, True)):
+        layer = LoRALinear(nn.Linear(256, 48), rank, alpha=8, rank_stabilized=stabilized)
+        layer.lora_A.data.copy_(row)
+        (layer(x) @ g).backward()
+        with torch.no_grad():
+            before, read = layer(x), layer.lora_A @ x
+            layer.lora_B -= lr * layer.lora_B.grad
+            step = layer(x) - before
+        torch.testing.assert_close(step, -lr * layer.scaling**2 * (read @ read) * g, rtol=1e-4, atol=1e-4)
+        moved[rank, stabilized] = step.norm().item()
+    assert moved[64, True] == pytest.approx(moved[4, True], rel=1e-4)
+    assert moved[64, False] == pytest.approx(moved[4, False] * 4 / 64, rel=1e-4)
+
+
 def test_pissa_starts_from_the_top_singular_directions_as_pefts_does():
     """B A and what is left of W0, for a square layer and one that is not; by NumPy's SVD too."""
     base = base_model()

@@ -356,8 +356,13 @@ def test_what_a_model_of_billions_takes_by_arithmetic():
 
 
 def test_an_adapter_of_gpt2_small_is_596_kb():
-    assert f"{4 * count_parameters(adapt(gpt2_small(), RunConfig())).trainable / 1e3:.0f} kB" == "596 kB"
-    assert "148,992 numbers of 4 bytes for GPT-2 small at r = 4: 596 kB" in read("questions")
+    sizes = []
+    for rank in (4, 8):
+        learn = count_parameters(adapt(gpt2_small(), RunConfig(rank=rank))).trainable
+        sizes.append(f"{learn:,} {4 * learn / 1e3:,.0f} kB")
+    assert sizes == ["148,992 596 kB", "296,448 1,186 kB"]
+    told = "148,992 for GPT-2 small at r = 4 are 596 kB with the head"
+    assert told in read("questions") and "296,448 at r = 8 are 1,186 kB" in read("questions")
 
 
 def test_adapters_on_copies_of_one_base_are_each_its_own(tiny_gpt2, tmp_path):

@@ -181,6 +181,14 @@ def test_mcnemar_is_exact(counts):
         assert mcnemar(a, b) == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue, rel=1e-9)
 
 
+def test_five_pairs_of_seeds_are_too_few_for_a_test_of_signs():
+    """All that an exact two-sided test of flipped signs can say of k differences, by trying every way."""
+    for seeds, least in ((5, 0.0625), (6, 0.03125)):
+        differences = np.arange(1.0, seeds + 1)  # all in favour of one
+        sums = [abs(np.dot(signs, differences)) for signs in product((-1, 1), repeat=seeds)]
+        assert np.mean(np.array(sums) >= differences.sum()) == least
+
+
 def test_holm_is_statsmodels():
     draw = np.random.default_rng(0)
     for size in (1, 5, 12, 40):

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
 from safetensors.torch import load_file
 from small_runs import write_base
 from torch import Tensor
 from transformers import GPT2ForSequenceClassification
 
-from lora_from_scratch import RunConfig, adapt
+from lora_from_scratch import RunConfig
 from lora_from_scratch.cli import main as cli
-from lora_from_scratch.core.gpt2 import classify as plain_classify
-from lora_from_scratch.data.batches import TokenizedExamples, training_batches
+from lora_from_scratch.data.batches import training_batches
 from lora_from_scratch.data.dataset import load_dataset
-from lora_from_scratch.fast.embedding_rows import Occurring
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
-from lora_from_scratch.fast.switch import fast_training
 from lora_from_scratch.runs import execute
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.random_draws import generator_for
 from lora_from_scratch.train.checkpoints import found_in, newest
-from lora_from_scratch.train.log import StepLog, Training
-from lora_from_scratch.train.training import Course, train
+from lora_from_scratch.train.log import StepLog
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 STEPS, LR = 6, 1e-3
-METHODS = {"lora": {"rank": 2, "dropout": 0.0}, "full": {}, "prelayer": {}, "prefix": {"prefix_length": 3}}
 Spoil = Callable[[Tensor, Tensor], Tensor]  # from a batch's token ids and its logits to its logits
 
 
@@ -216,71 +208,6 @@ def test_what_is_no_trouble_of_memory_keeps_its_traceback(line, monkeypatch):
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         cli.main(line)
     assert kept(line) == ["step-000000001.safetensors"]
-
-
-def trained_in_parts(
-    model: GPT2ForSequenceClassification,
-    examples: TokenizedExamples,
-    parts: int,
-    fast: bool,
-    lr: float = 1e-3,
-) -> Training:
-    """One epoch of five batches, the last of which has 8 sentences, not 10."""
-    block = fast_training(model, examples, torch.float32) if fast else nullcontext(Occurring(examples))
-    with block as occurring:
-        course = Course(
-            epochs=1,
-            batch_size=10,
-            lr=lr,
-            weight_decay=0.1,
-            precision=torch.float32,
-            generator=torch.Generator().manual_seed(0),
-            forward=fast_classify if fast else plain_classify,
-            gradient_accumulation=parts,
-            rows=occurring.rows,
-        )
-        training = train(model, occurring.examples, course)
-        occurring.decay = training.decay
-    return training
-
-
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_batch_in_parts_gives_the_result_of_a_whole_one(method, fast, tiny_examples):
-    torch.manual_seed(0)
-    config = tiny_config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, initializer_range=0.2)
-    start = adapt(GPT2ForSequenceClassification(config), RunConfig(method=method, **METHODS[method]))
-    whole = copy.deepcopy(start)
-    expected = trained_in_parts(whole, tiny_examples, 1, fast)
-    assert [row["sentences"] for row in expected.metrics].count(8) == 1
-    assert not torch.equal(whole.score.weight, start.score.weight)
-    for parts in (1, 2, 3, 16, 17):  # of 10: 10; 5 and 5; 4, 4 and 2; ten times 1
-        model = copy.deepcopy(start)
-        training = trained_in_parts(model, tiny_examples, parts, fast)
-        for row, other in zip(training.metrics, expected.metrics, strict=True):
-            assert row == pytest.approx(other, rel=1e-6, abs=1e-6)
-        for name, tensor in without_key_biases(whole).items():
-            torch.testing.assert_close(without_key_biases(model)[name], tensor, rtol=0, atol=1e-6, msg=name)
-
-
-def test_with_dropout_the_parts_of_a_batch_draw_other_masks(tiny_examples):
-    torch.manual_seed(0)
-    start = adapt(GPT2ForSequenceClassification(tiny_config(embd_pdrop=0.5)), RunConfig(method="full"))
-    losses = []
-    for parts in (1, 1, 2):
-        torch.manual_seed(1)
-        losses.append(trained_in_parts(copy.deepcopy(start), tiny_examples, parts, False).metrics[0]["loss"])
-    assert losses[0] == losses[1] != pytest.approx(losses[2], rel=1e-4)
-
-
-def without_key_biases(model: GPT2ForSequenceClassification) -> dict[str, Tensor]:
-    """The keys' biases move all scores of a row of attention alike, and so no logit: their gradients are what
-    rounding leaves, and AdamW scales that up to steps like any other."""
-    weights, width = dict(model.state_dict()), model.config.n_embd
-    for name, tensor in weights.items():
-        if name.endswith("c_attn.bias"):
-            weights[name] = torch.cat([tensor[:width], tensor[2 * width :]])
-    return weights
 
 
 def test_out_of_memory_before_the_first_batch_is_one_line_too(line, monkeypatch, capsys):

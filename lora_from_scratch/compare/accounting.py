@@ -29,13 +29,17 @@ from lora_from_scratch.fast.gpt2 import classify as fast_classify
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16
 from lora_from_scratch.runs.prepare import Prepared
 from lora_from_scratch.train.measure import tensor_bytes
+from lora_from_scratch.train.parts import Parting
 from lora_from_scratch.train.precision import DTYPES
 
 
 def account(prepared: Prepared) -> dict[str, int]:
-    """Of a run as it trains, fast or plain, in its precision, on a batch as long as its longest sentence."""
+    """Of a run as it trains, fast or plain, in its precision, on a batch as long as its longest sentence, or
+    on the largest part of it (see `Parting`)."""
     config, examples, precision = prepared.config, prepared.train_examples, DTYPES[prepared.config.precision]
-    shape = min(config.batch_size, len(examples)), int(examples.lengths.max())
+    longest = examples.lengths.max().expand(min(config.batch_size, len(examples)))
+    parts = Parting.of(prepared.model, config.gradient_accumulation).parts(longest)
+    shape = -(-len(longest) // parts), int(longest[0])
     model = _without_memory(prepared.model, FakeTensorMode(allow_non_fake_inputs=True))
     if config.plain:
         return account_model(model, *shape, precision)

@@ -24,7 +24,7 @@ class LoRALinear(nn.Module):
             kept as it is (composed, not copied), its parameters are frozen, and its mode (train or eval) is
             taken over.
         rank: r, the inner width of the update, at least 1; it adds r * (in_dim + out_dim) parameters.
-        alpha: the update is scaled by alpha / r, which keeps its size alike when r changes (section 4.1).
+        alpha: the update is scaled by alpha / r: AdamW's first step is as large at every r (section 4.1).
         dropout: probability of zeroing an input feature on its way into A, in training only.
         generator: where A is drawn from; None draws from torch's global generator.
         rank_stabilized: scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
@@ -66,7 +66,7 @@ class LoRALinear(nn.Module):
         # A and B learn in at least fp32, whatever W0 is kept in: small steps vanish in bf16's 8 bits.
         dtype = torch.promote_types(base_layer.weight.dtype, torch.float32)
         A = torch.empty(rank, in_dim, dtype=dtype)
-        # One of the two must start random and the other zero: with both zero, neither would get a gradient.
+        # With both zero neither would ever get a gradient; that B be the zero one is the paper's choice.
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(A.to(base_layer.weight.device))
         self.lora_B = nn.Parameter(self.lora_A.new_zeros(out_dim, rank))

@@ -8,6 +8,7 @@ class PreLayer(Method):
 
     For GPT-2 small that leaves 50,257 * 768 + 1,024 * 768 + 1,536 = 39,385,344 parameters learning, 31.65 %
     of the model. Few of them move in a step: a row has a gradient only where its token or position occurs.
+    That gradient comes from the loss back through every block: what is frozen hands it on, and gets none.
     """
 
     name = "prelayer"

@@ -14,7 +14,7 @@ class RsLoRA(LoRA):
     """h = W0 x + (alpha / sqrt(r)) B A x       (Kalajdzievski 2023, arXiv:2312.03732)
 
     The paper's argument: with alpha / r gradients shrink as r grows, and a high rank learns as little as a
-    low one; with alpha / sqrt(r) their size does not depend on r. All else is LoRA. (AdamW divides gradients
+    low one; with alpha / sqrt(r) their norm does not depend on r. All else is LoRA. (AdamW divides gradients
     by their size: docs/choices.md.)
     """
 

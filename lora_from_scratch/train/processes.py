@@ -7,7 +7,7 @@ scaled by its share. Alone, everything here does nothing.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -111,10 +111,10 @@ def _device_of_messages(otherwise: torch.device | None = None) -> torch.device:
     return otherwise if on_gpu else torch.device("cuda", torch.cuda.current_device())
 
 
-def split(indices: Tensor, processes: Processes, parts: int) -> list[list[Tensor]]:
-    """One step's sentences, `(B,)`, shared out: for each process its own, in so many parts or fewer."""
+def split(indices: Tensor, processes: Processes, parts: Callable[[Tensor], int]) -> list[list[Tensor]]:
+    """One step's sentences, `(B,)`, shared out: for each process its own, in so many parts as they need."""
     shares = (indices[rank :: processes.count] for rank in range(processes.count))
-    return [list(share.tensor_split(min(parts, len(share)))) if len(share) else [] for share in shares]
+    return [list(share.tensor_split(parts(share))) if len(share) else [] for share in shares]
 
 
 def own_batches(

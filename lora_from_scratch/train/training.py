@@ -19,6 +19,7 @@ from lora_from_scratch.train.interrupts import Interrupted, Wish, listening
 from lora_from_scratch.train.log import LOOK_EVERY, StepLog, Training, Validation
 from lora_from_scratch.train.measure import PeakMemory, PhaseClock, tensor_bytes
 from lora_from_scratch.train.optimizer import make_optimizer, make_schedule
+from lora_from_scratch.train.parts import Parting
 from lora_from_scratch.train.precision import make_scaler
 from lora_from_scratch.train.processes import own_batches, processes, split, whole
 from lora_from_scratch.train.state import TrainingState
@@ -42,7 +43,7 @@ class Course:
     max_steps: int | None = None  # stop after so many; the learning rate then reaches 0 there
     groups: list[dict[str, object]] | None = None  # the optimizer's; by default only matrices are decayed
     forward: loop.Forward = classify  # from model, token ids and lengths to logits; this is the plain one
-    gradient_accumulation: int = 1  # parts that a batch is computed in, to hold less in memory at a time
+    gradient_accumulation: int = 1  # parts that a batch is computed in, or more (see `Parting`)
     # Measures the model as it stands, after every so many steps and after the last one. Neither its time nor
     # its memory is counted (see `PeakMemory`), nor has it a share in the result.
     validate: Validate | None = None
@@ -69,7 +70,7 @@ def train(model: GPT2ForSequenceClassification, examples: TokenizedExamples, cou
         state.restore(checkpoints.resumed)
         checkpoints.resumed.tensors.clear()  # copied
     with listening() if checkpoints else nullcontext(Wish()) as wish:
-        for looks in _steps(state, examples, order, course.gradient_accumulation):
+        for looks in _steps(state, examples, order, Parting.of(model, course.gradient_accumulation)):
             asked = overdue = 0
             if looks:
                 _check_loss(state, order)
@@ -104,7 +105,7 @@ def _at_the_start(model: GPT2ForSequenceClassification, steps: int, course: Cour
 
 
 def _steps(
-    state: TrainingState, examples: TokenizedExamples, order: list[Tensor], parts: int
+    state: TrainingState, examples: TokenizedExamples, order: list[Tensor], parting: Parting
 ) -> Iterator[bool]:
     """Take the steps that are left, into the log and onto a bar; yields whether the loss may be looked at.
 
@@ -112,11 +113,15 @@ def _steps(
     """
     log, device, together = state.log, state.clock.device, processes()
     done, look_every = len(log), 1 if state.clock.device.type == "cpu" else LOOK_EVERY
+
+    def parts(indices: Tensor) -> int:
+        return parting.parts(examples.lengths[indices])
+
     shared = [split(indices, together, parts) for indices in order[done:]]
     steps = (own_batches(examples, shares, together, device, state.loop.forward) for shares in shared)
     sizes = {"initial": log.sentences, "total": sum(map(len, order))}
     bar = Bar(**sizes, desc="train", unit=" sentences", leave=None)
-    with bar, out_of_memory_told(lambda: examples.lengths[order[len(log)]], parts):
+    with bar, out_of_memory_told(lambda: examples.lengths[order[len(log)]], parting.parts):
         for shares, step in zip(shared, loop.train(state.loop, steps, state.clock.lap), strict=True):
             loss = together.summed(step.loss) / together.count
             norm = whole(step.gradient_norm)

@@ -21,9 +21,9 @@ class LossNotFinite(UserError):
 
 
 @contextmanager
-def out_of_memory_told(lengths: Callable[[], Tensor], parts: int) -> Iterator[None]:
+def out_of_memory_told(lengths: Callable[[], Tensor], parts: Callable[[Tensor], int]) -> Iterator[None]:
     """UserError where memory ends within the block: at which batch, of sentences of these lengths, `(B,)`
-    tokens, computed in so many parts, and what helps."""
+    tokens, computed in as many parts as `parts` says of them, and what helps."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -31,9 +31,9 @@ def out_of_memory_told(lengths: Callable[[], Tensor], parts: int) -> Iterator[No
             raise
         batch = lengths()
         size = f"{len(batch)} sentences x {int(batch.max())} tokens"
-        more = min(2 * parts, len(batch))
+        more = min(2 * (computed := parts(batch)), len(batch))
         smaller = f"--gradient-accumulation {more} computes the same in smaller parts; or "
-        advice = f"{smaller * (more > parts)}lower --max-length"
+        advice = f"{smaller * (more > computed)}lower --max-length"
         raise UserError(f"out of memory at a batch of {size} ({first_line(error)[:60]}); {advice}") from error
 
 
