@@ -33,6 +33,8 @@ from lora_from_scratch.lens.measures import (
 from lora_from_scratch.lens.opened import check_layers
 from lora_from_scratch.lens.truncate import truncate, truncated
 from lora_from_scratch.lens.updates import Update, svd_of_update, updates_of
+from lora_from_scratch.report.lens_view import change, layer_rows
+from lora_from_scratch.report.numbers import NOTHING
 from lora_from_scratch.train.evaluate import evaluate
 
 TARGETS = ["attn.c_attn", "mlp.c_proj"]  # a wide and a narrow one
@@ -280,6 +282,23 @@ def test_an_update_of_zero_stays_a_layer_that_can_learn(tiny_gpt2, tmp_path):
     assert torch.equal(logits, base(ids).logits)
     logits[0, 0].backward()
     assert all(layer.lora_B.grad.any(dim=0).all() for _, layer in lora_layers(back))
+
+
+def test_a_matrix_of_zeros_in_the_base_has_no_norm_to_compare_with():
+    """As where a base was made deeper by blocks that do nothing yet."""
+    layer = LoRALinear(nn.Linear(8, 6).double(), 2, alpha=3)
+    with torch.no_grad():
+        layer.base_layer.weight.zero_()
+        layer.lora_B.copy_(drawn(6, 2))
+    ((_, norm, of_base, rank, *_, factor, _),) = layer_rows({"layers": [record := one_layer(layer)]})
+    assert (norm, rank) == (f"{layer.delta_weight().norm():.3g}", "2")
+    assert of_base == factor == NOTHING and change({"layers": [record]}) is None
+
+
+def one_layer(layer: nn.Module) -> dict[str, object]:
+    """The record of the one layer of a model."""
+    (update,) = updates_of(nn.Sequential(layer))
+    return layer_record(update)
 
 
 def test_truncating_keeps_dropout_and_the_scaling_of_rslora():

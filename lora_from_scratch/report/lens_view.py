@@ -33,9 +33,10 @@ def share(value: float | None) -> str:
     return "< 0.01 %" if 0 < value < 5e-5 else f"{100 * value:.{1 if value >= 0.001 or not value else 2}f} %"
 
 
-def ratio(norms: Sequence[float], of: Sequence[float]) -> float:
-    """Of the norms of many matrices side by side."""
-    return (sum(x * x for x in norms) / sum(x * x for x in of)) ** 0.5
+def ratio(norms: Sequence[float], of: Sequence[float]) -> float | None:
+    """Of the norms of many matrices side by side; None where the others are all zero."""
+    whole = sum(x * x for x in of)
+    return (sum(x * x for x in norms) / whole) ** 0.5 if whole else None
 
 
 def first_direction(layer: Layer) -> float | None:
@@ -43,7 +44,7 @@ def first_direction(layer: Layer) -> float | None:
     return (layer["singular_values"][0] / layer["norm"]) ** 2 if layer["norm"] else None
 
 
-def change(adapter: Adapter) -> float:
+def change(adapter: Adapter) -> float | None:
     """The norm of all updates over that of all W0."""
     layers = adapter["layers"]
     return ratio([one["norm"] for one in layers], [one["base_norm"] for one in layers])
@@ -85,7 +86,7 @@ def layer_rows(adapter: Adapter) -> Rows:
         (
             one["layer"],
             figure(one["norm"]),
-            share(one["norm"] / one["base_norm"]),
+            share(ratio([one["norm"]], [one["base_norm"]])),
             f"{one['rank']}",
             f"{one['effective_rank']:.2f}",
             share(first_direction(one)),
