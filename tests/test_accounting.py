@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from conftest import tiny_config
 from small_runs import ready
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 from torch.profiler import profile
@@ -13,6 +17,7 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.base.quantised import kept_weights
+from lora_from_scratch.compare import accounting
 from lora_from_scratch.compare.accounting import account, account_model
 from lora_from_scratch.core.gpt2 import classify as plain_classify
 from lora_from_scratch.fast.gpt2 import classify as fast_classify
@@ -53,6 +58,22 @@ def test_it_is_what_a_real_training_keeps_to_the_byte(method, plain, precision):
         training = train_prepared(prepared)
     activations = sum(storage.nbytes() for storage in kept.values())
     assert accounted == {**training.memory.parts, "activations": activations}
+
+
+@pytest.mark.parametrize("method", ["full", "prelayer", "lora"])
+def test_it_does_not_matter_who_else_knows_of_a_tensor(method, monkeypatch):
+    """As PyTorch itself does, of the first tensors without memory in a process."""
+    own, known = accounting._without_memory, []
+
+    def without_memory(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+        made = own(model, mode)
+        known.extend(weakref.ref(parameter) for parameter in made.parameters())
+        return made
+
+    prepared = ready(method=method)
+    expected = account(prepared)
+    monkeypatch.setattr(accounting, "_without_memory", without_memory)
+    assert account(prepared) == expected and known
 
 
 def test_where_nothing_is_trained_there_are_weights_alone():

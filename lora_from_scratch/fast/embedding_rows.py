@@ -115,7 +115,9 @@ def occurring_rows(
         for name, cut in cuts.items():
             if cut.learns:
                 cut.put_back(cut.whole.weight.detach(), occurring.decay.get(name, 1.0))
-            setattr(gpt2, name, cut.whole.to(cut.small.weight.device))
+            elsewhere = cut.small.weight.device != cut.whole.weight.device
+            # Of tensors without memory `to` does nothing only if nobody else knows of them: it swaps them.
+            setattr(gpt2, name, cut.whole.to(cut.small.weight.device) if elsewhere else cut.whole)
 
 
 def _full(name: str) -> str:
