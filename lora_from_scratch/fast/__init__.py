@@ -1,1 +1,1 @@
-"""What makes it fast: each file is the twin of something plain, and a test holds the two together."""
+"""What makes it fast. What computes here is the twin of something plain, and tests hold the two together."""

@@ -69,7 +69,7 @@ def numerical_rank(update: Update) -> int:
 
 
 def amplification(update: Update, base: SVD) -> dict[str, float | int | None]:
-    """The paper's table 7: norms of U^T W0 V^T, with U and V from delta W, from W0 itself, and at random.
+    """The paper's table 7: norms of U^T W0 V, with U and V from delta W, from W0 itself, and at random.
 
     `factor` is the norm of delta W over the first of these: by how much what delta W emphasises is amplified
     (section 7.3). `inside` is the share of delta W's squared norm within W0's own first directions, on both
@@ -92,7 +92,7 @@ def amplification(update: Update, base: SVD) -> dict[str, float | int | None]:
 
 
 def random_norm(r: int, norm: float, m: int, n: int) -> float:
-    """The norm of U^T W V^T where U and V are r random directions each: r norm(W) / sqrt(m n), as the root of
+    """The norm of U^T W V where U and V are r random directions each: r norm(W) / sqrt(m n), as the root of
     the mean square. In the paper's table 7, with a norm of 61.95 and m = n = 12,288, 0.020 and 0.323."""
     return r * norm / math.sqrt(m * n)
 

@@ -17,7 +17,7 @@ class PartedLoRALinear(LoRALinear):
     """h_i = W0_i x + s B_i A_i x for each part i that is named, h_i = W0_i x for the others.
 
     The paper adapts Wq and Wv, each with its own A and B (Hu et al. 2021, section 4.2). GPT-2 keeps Wq, Wk
-    and Wv one below the other in c_attn; so stand the A's and B's here, of n parts:
+    and Wv in one c_attn, `(out, in)` one below the other; so stand the A's and B's here, of n parts:
 
         A = [A_q; A_v]    (n r, C)       B = [B_q; B_v]    (n C, r)       s = alpha / r, or alpha / sqrt(r)
 

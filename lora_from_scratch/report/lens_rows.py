@@ -58,7 +58,7 @@ def amplification(lens: Lens, name: str) -> Picture | None:
         factors = [f"{figure(layer['amplification']['factor'])} times" for layer in layers]
         (axes,) = drawing.rows([layer["layer"] for layer in layers], factors)
         lowest = min(layer["amplification"][key] for layer in layers for key in KEYS) / 2
-        axes.set(xscale="log", xlabel="norm of UᵀW0Vᵀ")
+        axes.set(xscale="log", xlabel="norm of UᵀW0V")
         for number, (key, label, colour) in enumerate(BARS):
             lengths = [layer["amplification"][key] - lowest for layer in layers]
             at = [y + 0.15 * (number - 0.8) for y in range(len(layers))]
