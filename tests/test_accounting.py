@@ -60,7 +60,7 @@ def test_it_is_what_a_real_training_keeps_to_the_byte(method, plain, precision):
     assert accounted == {**training.memory.parts, "activations": activations}
 
 
-@pytest.mark.parametrize("method", ["full", "prelayer", "lora"])
+@pytest.mark.parametrize("method", ["full", "prelayer"])
 def test_it_does_not_matter_who_else_knows_of_a_tensor(method, monkeypatch):
     """As PyTorch itself does, of the first tensors without memory in a process."""
     own, known = accounting._without_memory, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_a_batch_in_parts_gives_the_result_of_a_whole_one(method, fast, tiny_exa
     expected = trained_in_parts(whole, tiny_examples, 1, fast)
     assert [row["sentences"] for row in expected.metrics].count(8) == 1
     assert not torch.equal(whole.score.weight, start.score.weight)
-    for parts in (1, 2, 3, 16, 17):  # of 10: 10; 5 and 5; 4, 4 and 2; ten times 1
+    for parts in (1, 2, 3, 16, 17):  # of 10: 10; 5 and 5; 4, 3 and 3; ten times 1
         model = copy.deepcopy(start)
         training = trained_in_parts(model, tiny_examples, parts, fast)
         for row, other in zip(training.metrics, expected.metrics, strict=True):
@@ -113,6 +114,8 @@ def test_a_part_is_as_wide_as_long_on_a_cpu_and_as_asked_on_a_gpu(device, width,
     config = tiny_config(n_embd=width, n_head=4, n_layer=1)
     model = GPT2ForSequenceClassification(config).to(device)
     assert Parting.of(model, 2) == Parting(2, tokens if device == "cpu" else None)
+    model.score.weight.full_tensor = "as one that is shared out has"
+    assert Parting.of(model, 2) == Parting(2, None)
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
@@ -137,14 +140,21 @@ def test_a_long_batch_is_computed_in_parts_unasked_with_the_same_result(fast, ti
     assert_same_weights(model, whole)
 
 
-def test_the_account_of_memory_is_that_of_the_largest_part(monkeypatch):
-    prepared = ready(method="lora", batch_size=14)
-    longest = int(prepared.train_examples.lengths.max())
-    of_five = account_model(prepared.model, 5, longest)["activations"]
-    monkeypatch.setattr(parts_of_a_batch, "NUMBERS", 5 * longest * prepared.model.config.n_embd)
-    assert account(ready(method="lora", batch_size=14, plain=True))["activations"] == of_five
-    asked = ready(method="lora", batch_size=14, plain=True, gradient_accumulation=7)
-    assert account(asked)["activations"] == account_model(prepared.model, 2, longest)["activations"]
+def test_the_account_of_memory_is_that_of_the_part_of_most_tokens(monkeypatch):
+    """Not always of the longest sentences: a part of at most 40 tokens holds 5 of 8 tokens, or 4 of 9."""
+    asked = {"method": "lora", "batch_size": 14, "plain": True}
+    prepared = ready(**asked)
+    lengths = torch.tensor([7, 8, 9] * 5)
+    prepared = replace(prepared, train_examples=replace(prepared.train_examples, lengths=lengths))
+
+    def activations(sentences: int, tokens: int) -> int:
+        return account_model(prepared.model, sentences, tokens)["activations"]
+
+    assert account(prepared)["activations"] == activations(14, 9)
+    monkeypatch.setattr(parts_of_a_batch, "NUMBERS", 40 * prepared.model.config.n_embd)
+    assert account(prepared)["activations"] == activations(5, 8) > activations(4, 9)
+    seven = replace(prepared, config=replace(prepared.config, gradient_accumulation=7))
+    assert account(seven)["activations"] == activations(2, 9)
 
 
 def assert_same_weights(

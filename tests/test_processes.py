@@ -13,8 +13,11 @@ from several_processes import leave_all
 
 from lora_from_scratch import UserError
 from lora_from_scratch.cli.main import main
+from lora_from_scratch.core.gpt2 import classify
+from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.train.checkpoints import found_in, newest
-from lora_from_scratch.train.processes import Processes, split
+from lora_from_scratch.train.parts import Parting
+from lora_from_scratch.train.processes import Processes, own_batches, split
 
 METHODS = ("full", "lora", "prelayer", "prefix", "head", "lora-plus", "dora", "bitfit", "ia3")
 WIDTH = 16  # of the base in several_processes.py
@@ -156,7 +159,19 @@ def test_a_step_is_shared_out_without_gaps_or_repeats():
                 assert len(shares) == count and all(len(own) <= parts for own in shares)
                 assert all(len(part) for own in shares for part in own)
                 assert sorted(int(i) for own in shares for part in own for i in part) == indices.tolist()
-                assert max(map(len, shares)) == len(shares[0]), "no process has more parts than the first"
+
+
+def test_processes_whose_parts_are_of_other_numbers_compute_as_many_batches():
+    """The second one's sentences are a token longer, and so in two parts where the first has one."""
+    lengths = torch.tensor([64, 65] * 8)
+    examples = TokenizedExamples(torch.ones(int(lengths.sum()), dtype=torch.long), lengths, lengths % 2, 0)
+    parting = Parting(1, 512)
+    shares = split(torch.arange(16), Processes(count=2), lambda share: parting.parts(lengths[share]))
+    assert [len(own) for own in shares] == [1, 2]
+    for rank in (0, 1):
+        batches = list(own_batches(examples, shares, Processes(rank, 2), torch.device("cpu"), classify))
+        assert [len(batch.labels) for batch in batches] == ([1, 8] if rank == 0 else [4, 4])
+        assert [batch.share for batch in batches] == ([0, 1] if rank == 0 else [0.5, 0.5])
 
 
 def test_sharing_out_needs_several_processes(tmp_path):

@@ -14,7 +14,7 @@ from small_runs import write_base
 from torch import Tensor
 from transformers import GPT2ForSequenceClassification
 
-from lora_from_scratch import RunConfig
+from lora_from_scratch import RunConfig, UserError
 from lora_from_scratch.cli import main as cli
 from lora_from_scratch.data.batches import training_batches
 from lora_from_scratch.data.dataset import load_dataset
@@ -24,6 +24,7 @@ from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.random_draws import generator_for
 from lora_from_scratch.train.checkpoints import found_in, newest
 from lora_from_scratch.train.log import StepLog
+from lora_from_scratch.train.trouble import out_of_memory_told
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 STEPS, LR = 6, 1e-3
@@ -201,6 +202,25 @@ def test_a_batch_of_single_sentences_is_not_to_be_parted_further(
     assert cli.main(line) == 2
     told, (_, size) = error(capsys), batch_of(line, 1)
     assert told == f"error: out of memory at a batch of {size} (MemoryError){advice}"
+
+
+@pytest.mark.parametrize(
+    ("shares", "advice"),
+    [
+        ([[8], [8]], "--gradient-accumulation 2 computes the same in smaller parts; or lower --max-length"),
+        (
+            [[8], [4, 4]],
+            "--gradient-accumulation 4 computes the same in smaller parts; or lower --max-length",
+        ),
+        ([[1, 1], [1, 1]], "lower --max-length"),
+    ],
+)
+def test_of_several_processes_the_largest_number_of_parts_counts(shares, advice):
+    lengths = [[torch.full((sentences,), 9) for sentences in own] for own in shares]
+    with pytest.raises(UserError) as told, out_of_memory_told(lambda: lengths):
+        raise MemoryError
+    size = f"{sum(map(sum, shares))} sentences x 9 tokens"
+    assert str(told.value) == f"out of memory at a batch of {size} (MemoryError); {advice}"
 
 
 def test_what_is_no_trouble_of_memory_keeps_its_traceback(line, monkeypatch):

@@ -34,12 +34,10 @@ from lora_from_scratch.train.precision import DTYPES
 
 
 def account(prepared: Prepared) -> dict[str, int]:
-    """Of a run as it trains, fast or plain, in its precision, on a batch as long as its longest sentence, or
-    on the largest part of it (see `Parting`)."""
+    """Of a run as it trains, fast or plain, in its precision, on the largest batch that its sentences may
+    make, or on the largest part of one (see `Parting`)."""
     config, examples, precision = prepared.config, prepared.train_examples, DTYPES[prepared.config.precision]
-    longest = examples.lengths.max().expand(min(config.batch_size, len(examples)))
-    parts = Parting.of(prepared.model, config.gradient_accumulation).parts(longest)
-    shape = -(-len(longest) // parts), int(longest[0])
+    shape = _largest_part(prepared)
     model = _without_memory(prepared.model, FakeTensorMode(allow_non_fake_inputs=True))
     if config.plain:
         return account_model(model, *shape, precision)
@@ -49,6 +47,15 @@ def account(prepared: Prepared) -> dict[str, int]:
             keep_frozen_in_bf16(model)
         accounted = account_model(model, *shape, precision, fast_classify)
     return {**accounted, "weights": tensor_bytes(kept_weights(model)) - occurring.spared_bytes}
+
+
+def _largest_part(prepared: Prepared) -> tuple[int, int]:
+    """Sentences, and tokens of each: of batches of every length that occurs the part of most tokens."""
+    config, lengths = prepared.config, prepared.train_examples.lengths
+    parting = Parting.of(prepared.model, config.gradient_accumulation)
+    size = min(config.batch_size, len(lengths))
+    shapes = [(-(-size // parting.parts(longest.expand(size))), int(longest)) for longest in lengths.unique()]
+    return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1]))
 
 
 def account_model(

@@ -72,10 +72,10 @@ def memory(dataset: Dataset, looks: Looks, name: str) -> Picture | None:
         return measured.figure
 
     alt = "Memory. " + " ".join(_memory_alt(variant, kind) for variant in variants)
-    of_what = "of what PyTorch allocated on the GPU" if kind == "cuda" else f"of the process ({kind})"
-    caption = f"Marks: the measured peak {of_what}."
+    peak = "peak of what PyTorch allocated on the GPU" if kind == "cuda" else "peak of the process"
+    caption = f"Marks: the measured {peak}."
     if any(accounted):
-        caption = f"Bars: by arithmetic. Marks, on an axis of their own: the measured peak {of_what}."
+        caption = f"Bars: by arithmetic. Marks, on an axis of their own: the measured {peak}."
     title = "Memory, accounted for" if any(accounted) else "Memory"
     return drawing.picture(name, title, caption, alt, draw)
 

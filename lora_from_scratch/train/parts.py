@@ -20,9 +20,13 @@ class Parting:
 
     @classmethod
     def of(cls, model: GPT2ForSequenceClassification, least: int) -> "Parting":
-        """What fits the model, where it is."""
-        on_cpu = model.score.weight.device.type == "cpu"
-        return cls(least, NUMBERS // model.config.n_embd if on_cpu else None)
+        """What fits the model, where it is.
+
+        One that is shared out is left alone: until the last part each process would hold a whole gradient.
+        """
+        head = model.score.weight
+        alone_on_cpu = head.device.type == "cpu" and not hasattr(head, "full_tensor")
+        return cls(least, NUMBERS // model.config.n_embd if alone_on_cpu else None)
 
     def parts(self, lengths: Tensor) -> int:
         """Of a batch of sentences of these lengths, `(B,)` tokens, B at least 1."""

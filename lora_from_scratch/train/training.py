@@ -121,7 +121,11 @@ def _steps(
     steps = (own_batches(examples, shares, together, device, state.loop.forward) for shares in shared)
     sizes = {"initial": log.sentences, "total": sum(map(len, order))}
     bar = Bar(**sizes, desc="train", unit=" sentences", leave=None)
-    with bar, out_of_memory_told(lambda: examples.lengths[order[len(log)]], parting.parts):
+
+    def at_work() -> list[list[Tensor]]:
+        return [[examples.lengths[part] for part in own] for own in shared[len(log) - done]]
+
+    with bar, out_of_memory_told(at_work):
         for shares, step in zip(shared, loop.train(state.loop, steps, state.clock.lap), strict=True):
             loss = together.summed(step.loss) / together.count
             norm = whole(step.gradient_norm)

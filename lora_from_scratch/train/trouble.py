@@ -21,19 +21,23 @@ class LossNotFinite(UserError):
 
 
 @contextmanager
-def out_of_memory_told(lengths: Callable[[], Tensor], parts: Callable[[Tensor], int]) -> Iterator[None]:
-    """UserError where memory ends within the block: at which batch, of sentences of these lengths, `(B,)`
-    tokens, computed in as many parts as `parts` says of them, and what helps."""
+def out_of_memory_told(shares: Callable[[], list[list[Tensor]]]) -> Iterator[None]:
+    """UserError where memory ends within the block: at which batch, and what helps.
+
+    `shares` tells of that batch, for each process, the lengths of its sentences in tokens, part by part.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        batch = lengths()
+        computed = shares()
+        batch = torch.cat([part for own in computed for part in own])
         size = f"{len(batch)} sentences x {int(batch.max())} tokens"
-        more = min(2 * (computed := parts(batch)), len(batch))
+        parts = max(map(len, computed))
+        more = min(2 * parts, max(sum(map(len, own)) for own in computed))
         smaller = f"--gradient-accumulation {more} computes the same in smaller parts; or "
-        advice = f"{smaller * (more > computed)}lower --max-length"
+        advice = f"{smaller * (more > parts)}lower --max-length"
         raise UserError(f"out of memory at a batch of {size} ({first_line(error)[:60]}); {advice}") from error
 
 
