@@ -183,6 +183,8 @@ def test_mcnemar_is_exact(counts):
 
 def test_five_pairs_of_seeds_are_too_few_for_a_test_of_signs():
     """All that an exact two-sided test of flipped signs can say of k differences, by trying every way."""
+    page = " ".join((Path(__file__).parents[1] / "docs" / "comparing.md").read_text(encoding="utf-8").split())
+    assert "2/32 = 0.0625" in page and "with six it is 0.031;" in page
     for seeds, least in ((5, 0.0625), (6, 0.03125)):
         differences = np.arange(1.0, seeds + 1)  # all in favour of one
         sums = [abs(np.dot(signs, differences)) for signs in product((-1, 1), repeat=seeds)]

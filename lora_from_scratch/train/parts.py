@@ -1,6 +1,7 @@
 """In how many parts a batch is computed: the longest one would decide how much memory a whole run takes.
 
-On a CPU a part of a few hundred tokens takes no more time for each than a larger one; on a GPU it does.
+On a CPU a few hundred tokens at a time take no longer than more of them (benchmarks/NOTES.md). On a GPU,
+where that was not measured, a batch stays whole.
 """
 
 from dataclasses import dataclass
