@@ -40,7 +40,7 @@ def test_values_and_gradients_are_the_textbooks(monkeypatch, dropout, last):
     monkeypatch.setattr("lora_from_scratch.fast.attention.scaled_mask", draw)
     qkv, same = values(), values()
     y = causal_attention(qkv, H, 0.3, dropout, last)
-    mask = drawn[0].double().view(B, H, -1, T) if dropout else 1.0
+    mask = drawn[0].double().permute(1, 2, 0).reshape(B, H, -1, T) if dropout else 1.0  # drawn by keys
     expected = textbook(same, 0.3, mask, last)
     dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     y.backward(dy)

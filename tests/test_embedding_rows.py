@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +12,6 @@ from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch import RunConfig, adapt
 from lora_from_scratch.fast.embedding_rows import occurring_rows
-from lora_from_scratch.fast.switch import fast_training
 from lora_from_scratch.train.training import Course, train
 
 
@@ -156,16 +154,3 @@ def test_of_frozen_embeddings_that_are_stored_the_rows_alone_are_there(tiny_gpt2
         parameter = tiny_gpt2.get_parameter(name)
         assert parameter.data_ptr() == given[name].data_ptr() and torch.equal(parameter, before[name])
         assert not parameter.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("width", "before", "after"), [(16, None, None), (512, None, "512"), (512, "7", "7")]
-)
-def test_of_a_wide_model_fewer_compiled_kernels_are_kept_unless_it_was_said(
-    width, before, after, tiny_examples, monkeypatch
-):
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setattr(os, "environ", {} if before is None else {name: before})
-    model = GPT2ForSequenceClassification(tiny_config(n_embd=width, n_layer=1))
-    with fast_training(model, tiny_examples, torch.float32):
-        assert os.environ.get(name) == after

@@ -87,7 +87,7 @@ def test_every_dropout_of_the_configuration_is_there(monkeypatch):
         lambda x, p: seen.append((p, True, tuple(x.shape))) or torch.ones_like(x),
     )
     classify(model.train(), padded(), LENGTHS)
-    hidden, scores, read, read_scores = (5, 12, 16), (10, 12, 12), (5, 16), (10, 1, 12)
+    hidden, scores, read, read_scores = (5, 12, 16), (12, 10, 12), (5, 16), (12, 10, 1)  # scores by keys
     assert seen == [
         (0.1, True, hidden),
         *((0.2, True, scores), (0.3, True, hidden), (0.3, True, hidden)),

@@ -149,9 +149,9 @@ def test_every_layer_returns_to_its_place_even_after_an_error(tiny_gpt2, ran, cp
         if ran:
             with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
                 classify(tiny_gpt2, IDS, LENGTHS).sum().backward()
-        # No plain copy stands beside a packed one of the same values.
+        # Once W is packed twice, or is known not to be, no plain copy stands beside.
         in_place = cpu == "AVX512" and not kept and dtype == torch.float32
-        assert packed.in_place == in_place and (packed.plain is None) != in_place
+        assert packed.in_place == in_place and (packed.plain is None) == (ran and not in_place)
         emptied = before["transformer.h.1.mlp.c_fc"].weight.numel() == 0
         assert emptied == (not in_place and (kept or dtype == torch.float32))
         raise KeyboardInterrupt
@@ -242,6 +242,27 @@ def test_in_place_computes_the_same_bits_as_packed_and_copies_nothing(kind, monk
             assert {copy.data_ptr() for copy in copies} == {plain.weight.data_ptr()}
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_where_no_gradient_flows_no_plain_weight_waits_for_one(tiny_gpt2, ran, monkeypatch):
+    """Neither where none is taken at all, nor below what learns once a first pass has shown that."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    adapt(tiny_gpt2, RunConfig(method="head"))
+    with torch.set_grad_enabled(ran), packed_layers(tiny_gpt2, torch.float32):
+        if ran:
+            classify(tiny_gpt2, IDS, LENGTHS)
+        packed = [module for module in tiny_gpt2.modules() if isinstance(module, Packed)]
+        assert len(packed) == 8 and all(module.plain is None for module in packed)
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "linear"])
+def test_the_weight_lies_the_same_way_before_and_after_it_is_packed_twice(kind):
+    packed = Packed(layer(kind, torch.bfloat16), torch.bfloat16)
+    before = packed.weight
+    packed(torch.randn(2, 24).bfloat16().requires_grad_()).sum().backward()
+    after = packed.weight
+    assert packed.plain is None and torch.equal(before, after) and before.stride() == after.stride()
 
 
 def test_forward_is_packed_at_once_and_backward_where_a_gradient_flows(tiny_gpt2, monkeypatch):

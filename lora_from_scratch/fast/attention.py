@@ -32,7 +32,8 @@ def causal_attention(
     if P:
         qkv = torch.cat([prefix.expand(len(qkv), -1, -1), qkv], dim=1)  # (B, P + T, 3 C)
     if dropout and qkv.device.type == "cpu":
-        return _Attention.apply(qkv, num_heads, scale, dropout, last, P)
+        with torch.autocast("cpu", enabled=False):  # what is fp32 below is meant to be
+            return _Attention.apply(qkv, num_heads, scale, dropout, last, P)
     B, S, width = qkv.shape
     q, k, v = qkv.view(B, S, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, S, D) each
     seen = torch.ones(S - P, S, dtype=torch.bool, device=qkv.device).tril(diagonal=P) if P else None
@@ -45,6 +46,9 @@ class _Attention(Function):
     """With S = scale q k^T, W = softmax(S), M the mask of dropout and y = (W M) v:
 
     dv = (W M)^T dy,  dW = (dy v^T) M,  dS = W (dW - sum(W dW)),  dq = scale dS k,  dk = scale dS^T q.
+
+    S and W are laid out by keys, `(S, B H, T)`: softmax over the first dimension takes whole vectors, where
+    over the last one it takes a row of a dozen numbers at a time.
     """
 
     @staticmethod
@@ -63,16 +67,19 @@ class _Attention(Function):
         # Laid out anew in one copy, so that the products below run over (B H) matrices.
         q, k, v = qkv.view(B, S, 3, num_heads, D).permute(2, 0, 3, 1, 4).reshape(3, B * num_heads, S, D)
         asked = torch.arange(P, S)[None] if last is None else P + last[:, None]  # (1, T) or (B, 1)
-        future = torch.zeros(*asked.shape, S, dtype=qkv.dtype)
-        future.masked_fill_(torch.arange(S) > asked[..., None], float("-inf"))  # (1, T, S) or (B, 1, S)
         if last is None:
             q = q[:, P:]  # (B H, T, D)
         else:
             q = q.view(B, num_heads, S, D)[torch.arange(B), :, P + last].reshape(-1, 1, D)  # (B H, 1, D)
-            future = future.repeat_interleave(num_heads, dim=0)  # (B H, 1, S)
-        weights = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
+            # For so little oneDNN would compile, and keep, three kernels for each S. MKL has one, in fp32.
+            q, k, v = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (q, k, v))
+        future = torch.zeros(S, *asked.shape, dtype=q.dtype)
+        future.masked_fill_(torch.arange(S)[:, None, None] > asked, float("-inf"))  # (S, 1, T) or (S, B, 1)
+        if last is not None:
+            future = future.repeat_interleave(num_heads, dim=1)  # (S, B H, 1)
+        weights = torch.add(future, _by_keys(k, q), alpha=scale).softmax(dim=0)  # (S, B H, T)
         mask = scaled_mask(weights, dropout)
-        y = torch.bmm(weights * mask, v).view(B, num_heads, -1, D)
+        y = torch.bmm((weights * mask).permute(1, 2, 0), v).to(qkv.dtype).view(B, num_heads, -1, D)
         ctx.save_for_backward(q, k, v, weights, mask, last)
         ctx.scale, ctx.P = scale, P
         return y.transpose(1, 2).reshape(B, -1, C) if last is None else y.view(B, C)
@@ -80,18 +87,26 @@ class _Attention(Function):
     @staticmethod
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, mask, last = ctx.saved_tensors
-        (BH, S, D), B, P = k.shape, len(dy), ctx.P
-        dy = dy.view(B, -1, BH // B, D).transpose(1, 2).reshape(BH, -1, D)
+        (BH, S, D), B, P, dtype = k.shape, len(dy), ctx.P, dy.dtype
+        dy = dy.to(k.dtype).view(B, -1, BH // B, D).transpose(1, 2).reshape(BH, -1, D)
         dqkv = torch.empty(3, BH, S, D, dtype=dy.dtype)
-        torch.bmm((weights * mask).transpose(1, 2), dy, out=dqkv[2])
-        dweights = torch.bmm(dy, v.transpose(1, 2)).mul_(mask)
-        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
-        torch.bmm(dscores.transpose(1, 2), q, out=dqkv[1])
+        torch.bmm((weights * mask).transpose(0, 1), dy, out=dqkv[2])
+        dweights = _by_keys(v, dy).mul_(mask)
+        dscores = torch._softmax_backward_data(dweights, weights, 0, weights.dtype).mul_(ctx.scale)
+        torch.bmm(dscores.transpose(0, 1), q, out=dqkv[1])
         if last is None:
             dqkv[0][:, :P] = 0
-            torch.bmm(dscores, k, out=dqkv[0][:, P:])
+            torch.bmm(dscores.permute(1, 2, 0), k, out=dqkv[0][:, P:])
         else:
             asked = dqkv[0].zero_().view(B, -1, S, D)
-            asked[torch.arange(B), :, P + last] = torch.bmm(dscores, k).view(B, -1, D)
-        dqkv = dqkv.view(3, B, -1, S, D).permute(1, 3, 0, 2, 4).reshape(B, S, -1)
+            asked[torch.arange(B), :, P + last] = torch.bmm(dscores.permute(1, 2, 0), k).view(B, -1, D)
+        dqkv = dqkv.view(3, B, -1, S, D).permute(1, 3, 0, 2, 4).reshape(B, S, -1).to(dtype)
         return dqkv, None, None, None, None, None
+
+
+def _by_keys(keys: Tensor, queries: Tensor) -> Tensor:
+    """Each key's products with all queries, `(N, S, D)` and `(N, T, D)` -> `(S, N, T)`."""
+    (N, S, _), T = keys.shape, queries.shape[1]
+    # In bf16 oneDNN writes in that order at once. In fp32 MKL would leave it to a slow loop.
+    products = keys.new_empty(S, N, T).transpose(0, 1) if keys.dtype == torch.bfloat16 else None
+    return torch.bmm(keys, queries.transpose(1, 2), out=products).transpose(0, 1)

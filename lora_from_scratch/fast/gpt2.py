@@ -8,13 +8,13 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
 from transformers import GPT2ForSequenceClassification
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Block
 
 from lora_from_scratch.fast.attention import causal_attention
 from lora_from_scratch.fast.dropout import dropout
+from lora_from_scratch.fast.gelu import gelu
 
 
 def classify(model: GPT2ForSequenceClassification, input_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -49,4 +49,4 @@ def attend(block: GPT2Block, x: Tensor, last: Tensor | None = None) -> Tensor:
 def feed_forward(mlp: GPT2MLP, x: Tensor) -> Tensor:
     """Two layers with GELU between them, four times as wide inside: `(..., C)` -> `(..., C)`."""
     h, fused = mlp.c_fc(x), type(mlp.act) in (NewGELUActivation, GELUTanh)  # one function, of two names
-    return mlp.c_proj(gelu(h, approximate="tanh") if fused else mlp.act(h))
+    return mlp.c_proj(gelu(h) if fused else mlp.act(h))

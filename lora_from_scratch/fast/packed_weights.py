@@ -68,6 +68,8 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             if packed.dtype == layer.weight.dtype and not packed.in_place:
                 layer.weight.data = layer.weight.new_empty(0)
             packed.forward_weight  # noqa: B018 - packed now, layer by layer, while little else is held
+            if not torch.is_grad_enabled():
+                packed.expect_no_gradient()
         give_back_freed()
         yield
     finally:
@@ -92,37 +94,54 @@ class Packed(nn.Module):
         self.dtype = torch.bfloat16 if layer.weight.dtype == torch.bfloat16 else dtype
         self.bias = None if layer.bias is None else layer.bias.detach().to(self.dtype)
         weight = layer.weight.detach().to(self.dtype)
-        self.plain: Tensor | None = weight.T if isinstance(layer, Conv1D) else weight  # until packed
+        self.plain: Tensor | None = weight.T if isinstance(layer, Conv1D) else weight  # until packed twice
         with_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
         self.in_place = layer.weight.dtype == self.dtype == torch.float32 and with_avx512
 
     @property
     def weight(self) -> Tensor:
-        """W, `(out_dim, in_dim)`."""
-        return self.forward_weight.to_dense() if self.plain is None else self.plain
+        """W, `(out_dim, in_dim)`, laid out the same way at any time: sums over it depend on that in a bit."""
+        if self.in_place:
+            return self.plain
+        return self.forward_weight.to_dense() if self.plain is None else self.plain.contiguous()
 
     @cached_property
     def forward_weight(self) -> Tensor:
         if self.in_place:
             return self.plain
-        packed = torch.ops.mkldnn._reorder_linear_weight(self.plain.contiguous())
-        self.plain = None
-        return packed
+        return torch.ops.mkldnn._reorder_linear_weight(self.plain.contiguous())
 
     @cached_property
     def backward_weight(self) -> Tensor:
         if self.in_place:
             return self.plain.T
-        return torch.ops.mkldnn._reorder_linear_weight(self.weight.T.contiguous())
+        weight = self.weight if self.plain is None else self.plain
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous())
+        self.plain = None
+        return packed
+
+    def expect_no_gradient(self) -> None:
+        """Let go of the plain W, which was kept to be packed a second time, for a gradient."""
+        if not self.in_place:
+            self.plain = None
+
+    @cached_property
+    def zero_bias(self) -> Tensor:
+        return torch.zeros(len(self.backward_weight), dtype=self.dtype)
 
     def give_back(self, layer: nn.Linear | Conv1D) -> None:
         """Put the weight back into the layer, where it was taken out of it."""
         if not layer.weight.numel():
-            weight = self.weight
+            weight = self.weight if self.plain is None else self.plain
             layer.weight.data = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x.to(self.dtype), self)
+
+    def gradient(self, dy: Tensor) -> Tensor:
+        """dL/dx = W^T dL/dy, `(..., out_dim)` -> `(..., in_dim)`."""
+        # With a bias it is a forward product of this shape, for which oneDNN may have compiled a kernel.
+        return torch.ops.mkldnn._linear_pointwise(dy, self.backward_weight, self.zero_bias, "none", [], "")
 
 
 class _Product(Function):
@@ -131,12 +150,14 @@ class _Product(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, layer: Packed) -> Tensor:
         ctx.layer = layer
-        return torch.ops.mkldnn._linear_pointwise(x, layer.forward_weight, layer.bias, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(x, layer.forward_weight, layer.bias, "none", [], "")
+        if not ctx.needs_input_grad[0]:
+            layer.expect_no_gradient()
+        return y
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None]:
-        weight = ctx.layer.backward_weight
-        return torch.ops.mkldnn._linear_pointwise(dy, weight, None, "none", [], ""), None
+        return ctx.layer.gradient(dy), None
 
 
 def _can_be_packed(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> bool:

@@ -1,6 +1,5 @@
 """Everything of this room, on for a block and off again."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,12 +10,12 @@ from transformers import GPT2ForSequenceClassification
 from lora_from_scratch.data.batches import TokenizedExamples
 from lora_from_scratch.fast.dropout import cheap_dropout
 from lora_from_scratch.fast.embedding_rows import Occurring, Stored, occurring_rows
+from lora_from_scratch.fast.lora import fused_lora
 from lora_from_scratch.fast.packed_weights import keep_frozen_in_bf16, packed_layers
 
 # PyTorch's kernels of attention. cuDNN's, which it prefers on Hopper in bf16 and fp16, is
 # not among them: it plans for each shape anew, and sentences have many lengths.
 ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-WIDE = 512  # the hidden size from which a step takes long beside compiling what it computes with
 
 
 @contextmanager
@@ -32,14 +31,9 @@ def fast_training(
     rows that occur are there, and `decay` has to be set as `occurring_rows` says, and so of frozen ones that
     are `stored`; dropout draws cheap bits.
     """
-    if model.config.n_embd >= WIDE:
-        # oneDNN keeps what it compiles for each shape of batch, 1,024 pieces, which come to 250 MB in bf16.
-        # With half of them a step compiles for 1.9 ms more on average: 6 % of the bundled base's, 1.4 % of
-        # GPT-2's. It asks once, before its first product.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
     rows = occurring_rows(model, examples, stored)
     with sdpa_kernel(ANY_SHAPE), cheap_dropout(model), rows as occurring:
         if precision == torch.bfloat16:
             keep_frozen_in_bf16(model)
-        with packed_layers(model, precision):
+        with packed_layers(model, precision), fused_lora(model):
             yield occurring

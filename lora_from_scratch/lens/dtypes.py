@@ -138,6 +138,6 @@ class _Products(TorchFunctionMode):
         self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         result = function(*args, **(kwargs or {}))
-        if function is Tensor.matmul:
+        if function in (Tensor.matmul, Tensor.addmm_):  # of which fast/ takes the second to add B's product
             self.tell(self.due.pop(), result)
         return result
