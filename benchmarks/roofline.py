@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,17 +27,19 @@ from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from lora_from_scratch.data.batches import tokenize
+from lora_from_scratch.fast.gelu import WIDTH
 from lora_from_scratch.fast.packed_weights import Packed
 from lora_from_scratch.report.tables import markdown_table
 from lora_from_scratch.runs.config import RunConfig
 from lora_from_scratch.runs.execute import train_prepared
 from lora_from_scratch.runs.prepare import Prepared, prepare
 
+BY_IDENTITY = "the product by the identity"  # at whose end fast/gelu.py has GELU computed
 KINDS = {  # the profiler's names of operations, by what they are for
-    "matrix products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
+    "matrix products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::addmm_"),
     "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
-    "dropout and scaling": ("aten::random_", "aten::ge", "aten::mul", "aten::mul_"),
-    "GELU": ("aten::gelu", "aten::gelu_backward"),
+    "dropout and scaling": ("aten::random_", "aten::ge", "aten::mul", "aten::mul_", "aten::addcmul_"),
+    "GELU": ("aten::gelu", "aten::gelu_backward", BY_IDENTITY),
     "LayerNorm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
     "residual sums": ("aten::add", "aten::add_"),
     "packing": ("mkldnn::_reorder_linear_weight",),
@@ -127,11 +130,14 @@ class Floor:
 
 def breakdown(prepared: Prepared) -> dict[str, float]:
     """Share of the loop's time by kind of work, from PyTorch's profiler; Python is what no operation took."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
         started = time.perf_counter()
         train_prepared(prepared)
         seconds = time.perf_counter() - started
-    by_name = {event.key: event.self_cpu_time_total / 1e6 for event in record.key_averages()}
+    by_name: Counter[str] = Counter()
+    for event in record.key_averages(group_by_input_shape=True):
+        by_identity = event.key in KINDS["matrix products"] and [WIDTH, WIDTH] in event.input_shapes
+        by_name[BY_IDENTITY if by_identity else event.key] += event.self_cpu_time_total / 1e6
     shares = {kind: sum(by_name.get(name, 0.0) for name in names) for kind, names in KINDS.items()}
     known = {name for names in KINDS.values() for name in names}
     of_optimizer = {name for name in by_name if "Optimizer" in name or "_fused_adamw" in name}

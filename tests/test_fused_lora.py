@@ -16,6 +16,7 @@ from lora_from_scratch.fast.dropout import cheap_dropout
 from lora_from_scratch.fast.gpt2 import classify
 from lora_from_scratch.fast.lora import fused_lora
 from lora_from_scratch.fast.packed_weights import Packed, packed_layers
+from lora_from_scratch.fast.switch import fast_training
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 IN, OUT, RANK = 24, 40, 3
@@ -112,3 +113,10 @@ def test_layers_that_compute_something_else_stay_as_they_are(tiny_gpt2, method):
         assert [("forward" in vars(layer)) for layer in layers] == [method not in ("pissa", "dora")] * 2
         raise KeyboardInterrupt
     assert not any("forward" in vars(layer) for layer in layers)
+
+
+def test_a_fast_training_takes_it(tiny_gpt2, tiny_examples):
+    adapt(tiny_gpt2, RunConfig(method="lora"))
+    layers = [layer for _, layer in lora_layers(tiny_gpt2)]
+    with fast_training(tiny_gpt2, tiny_examples, torch.float32):
+        assert all("forward" in vars(layer) for layer in layers)

@@ -7,10 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import gelu as torch_gelu
+from transformers import GPT2ForSequenceClassification
 
 from lora_from_scratch.fast import gelu as module
+from lora_from_scratch.fast import gpt2
 from lora_from_scratch.fast.gelu import WIDTH, gelu
 
 needs_bf16 = pytest.mark.skipif(
@@ -82,6 +85,15 @@ def test_other_kinds_of_tensor_do_too():
     with FakeTensorMode():
         assert gelu(torch.randn(3, 16).bfloat16()).shape == (3, 16)
     assert module._as_known.cache_info().currsize == 0, "nothing was learned from a tensor without numbers"
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_the_fast_pass_asks_for_it_under_both_of_its_names_and_no_other(name, monkeypatch):
+    model = GPT2ForSequenceClassification(tiny_config(activation_function=name))
+    asked = []
+    monkeypatch.setattr(gpt2, "gelu", lambda x: asked.append(x.shape) or gelu(x))
+    gpt2.classify(model, torch.tensor([[1, 2, 3]]), torch.tensor([3]))
+    assert len(asked) == (0 if name == "relu" else model.config.n_layer)
 
 
 LATER = {  # what a later PyTorch may do to the operation

@@ -29,7 +29,7 @@ def fast_training(
 
     Frozen weights are packed, and under bf16 kept in bf16 from then on; of the embeddings that learn only the
     rows that occur are there, and `decay` has to be set as `occurring_rows` says, and so of frozen ones that
-    are `stored`; dropout draws cheap bits.
+    are `stored`; dropout draws cheap bits; a LoRA layer over a packed one is one node of the graph.
     """
     rows = occurring_rows(model, examples, stored)
     with sdpa_kernel(ANY_SHAPE), cheap_dropout(model), rows as occurring:
