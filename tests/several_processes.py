@@ -30,9 +30,11 @@ from lora_from_scratch.methods import method_named
 from lora_from_scratch.runs.execute import evaluate_prepared, train_prepared
 from lora_from_scratch.runs.prepare import prepare
 from lora_from_scratch.runs.sources import Sources, find_sources
+from lora_from_scratch.train import parts as parts_of_a_batch
 from lora_from_scratch.train.checkpoints import Checkpoints, newest
 from lora_from_scratch.train.interrupts import Interrupted
 from lora_from_scratch.train.log import StepLog
+from lora_from_scratch.train.parts import Parting
 from lora_from_scratch.train.processes import joined, processes
 
 CPU = torch.device("cpu")
@@ -162,6 +164,18 @@ def one_dies() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def in_parts(config: RunConfig) -> Results:
+    """Long batches in parts unasked; with the results in how many each share of each step was."""
+    parts_of, counted = Parting.parts, []
+
+    def parts(parting: Parting, lengths: torch.Tensor) -> int:
+        counted.append(parts_of(parting, lengths))
+        return counted[-1]
+
+    parts_of_a_batch.NUMBERS, Parting.parts = 24 * 16, parts  # of a part 24 tokens
+    return {**results_of(config), "parts": counted}
+
+
 def same_weights(folder: Path) -> None:
     for method in METHODS:
         config = config_of(folder, method=method)
@@ -173,6 +187,7 @@ def same_weights(folder: Path) -> None:
     for name, config in (("three", three), ("plain", plain), ("validated", validated)):
         for count in (1, 2):
             together(folder, f"{name}-{count}", count, lambda _, config=config: results_of(config))
+    together(folder, "in_parts-2", 2, lambda _: in_parts(config_of(folder)))
     together(folder, "sharded-2", 2, lambda _: results_of(config_of(folder, method="full", shard=True)))
     parts = config_of(folder, method="full", shard=True, gradient_accumulation=3)
     together(folder, "sharded_parts-2", 2, lambda _: results_of(parts))

@@ -66,6 +66,13 @@ def test_two_processes_train_what_one_does(left, scenario):
         assert_the_same(left, f"{scenario}-2-{rank}", f"{scenario}-1-0")
 
 
+def test_processes_whose_shares_of_a_step_are_in_other_numbers_of_parts_train_what_one_does(left):
+    for rank in (0, 1):
+        assert_the_same(left, f"in_parts-2-{rank}", "lora-1-0")
+        parts = results(left, f"in_parts-2-{rank}")["parts"]  # of the shares of both, step by step
+        assert parts[::2] != parts[1::2]
+
+
 @pytest.mark.parametrize("scenario", ["sharded", "sharded_parts"])
 def test_a_model_that_is_shared_out_learns_the_same(left, scenario):
     for rank in (0, 1):
