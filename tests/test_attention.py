@@ -50,6 +50,24 @@ def test_values_and_gradients_are_the_textbooks(monkeypatch, dropout, last):
     torch.testing.assert_close(qkv.grad, same.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("last", [None, LAST])
+def test_in_bf16_they_are_the_textbooks_to_a_few_roundings(monkeypatch, last):
+    mask = (
+        torch.rand(T, B * H, T if last is None else 1, generator=torch.Generator().manual_seed(1)) > 0.3
+    ) / 0.7
+    monkeypatch.setattr("lora_from_scratch.fast.attention.scaled_mask", lambda x, p: mask.to(x.dtype))
+    qkv = values(torch.bfloat16)
+    same = qkv.detach().double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # as a training has it
+        y = causal_attention(qkv, H, 0.3, 0.3, last)
+    expected = textbook(same, 0.3, mask.double().permute(1, 2, 0).reshape(B, H, -1, T), last)
+    dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    y.backward(dy)
+    expected.backward(dy.double())
+    for found, exact in ((y, expected), (qkv.grad, same.grad)):
+        assert (found.double() - exact).norm() < 2e-2 * exact.norm()
+
+
 def test_a_weight_is_dropped_as_often_as_asked():
     """Values of one everywhere: y is the sum of the kept weights, its mean one."""
     torch.manual_seed(0)

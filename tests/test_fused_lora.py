@@ -34,13 +34,20 @@ def made(dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> LoRALinear
     return layer
 
 
+def exact_base(layer: LoRALinear) -> nn.Linear:
+    """The frozen layer with its rounded numbers in fp32."""
+    base = nn.Linear(IN, OUT).requires_grad_(False)
+    base.weight.data, base.bias.data = layer.base_layer.weight.float(), layer.bias.float()
+    return base
+
+
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("learns", ["x A B", "A B", "x B", "B", "x A"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("shape", [(5,), (2, 7)])
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (), (0,), (0, 3)])
 def test_value_and_gradients_are_those_of_float64(learns, dropout, shape, monkeypatch):
     """By autograd over the equation, with the mask that was drawn."""
     mask = (drawn(*shape, IN, seed=2) > -0.3).double() / (1 - dropout) if dropout else 1.0
@@ -65,7 +72,8 @@ def test_value_and_gradients_are_those_of_float64(learns, dropout, shape, monkey
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 products on this CPU")
 def test_in_bf16_it_is_as_near_as_the_layer_itself_and_what_learns_gets_fp32():
-    exact, dy = made(), drawn(64, OUT, seed=3)
+    exact, dy = made(dtype=torch.bfloat16), drawn(64, OUT, seed=3)
+    exact.base_layer = Packed(exact_base(exact), torch.float32)
     results = {}
     for how, forward in (("fused", module.forward), ("plain", LoRALinear.forward)):
         layer, x = made(dtype=torch.bfloat16), drawn(64, IN).bfloat16().requires_grad_()

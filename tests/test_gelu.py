@@ -78,7 +78,12 @@ def test_what_the_product_does_not_take_goes_to_pytorchs_kernel(lies):
 
 
 def test_other_kinds_of_tensor_do_too():
-    for x in (torch.randn(3, 16).double(), torch.randn(3, 16).half(), torch.randn(3, 16, device="meta")):
+    for x in (
+        torch.tensor(0.5).bfloat16(),
+        torch.randn(3, 16).double(),
+        torch.randn(3, 16).half(),
+        torch.randn(3, 16, device="meta"),
+    ):
         y = gelu(x)
         assert y.dtype == x.dtype and (x.is_meta or torch.equal(y, kernel(x)))
     module._as_known.cache_clear()

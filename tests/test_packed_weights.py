@@ -256,6 +256,15 @@ def test_where_no_gradient_flows_no_plain_weight_waits_for_one(tiny_gpt2, ran, m
         assert len(packed) == 8 and all(module.plain is None for module in packed)
 
 
+def test_a_plain_weight_waits_where_one_of_two_inputs_has_a_gradient(tiny_gpt2, monkeypatch):
+    """In the first block a prefix learns, and the tokens beside it do not."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    adapt(tiny_gpt2, RunConfig(method="prefix"))
+    with packed_layers(tiny_gpt2, torch.float32):
+        classify(tiny_gpt2, IDS, LENGTHS)
+        assert tiny_gpt2.transformer.h[0].attn.c_attn.plain is not None
+
+
 @pytest.mark.parametrize("kind", ["conv1d", "linear"])
 def test_the_weight_lies_the_same_way_before_and_after_it_is_packed_twice(kind):
     packed = Packed(layer(kind, torch.bfloat16), torch.bfloat16)

@@ -42,7 +42,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def _fits(x: Tensor) -> bool:
-    return x.is_contiguous() and x.shape[-1] % WIDTH == 0
+    return x.is_contiguous() and x.dim() > 0 and x.shape[-1] % WIDTH == 0
 
 
 class _Gelu(Function):

@@ -2,7 +2,7 @@
 
 - The last block's output projection and MLP run only at the one position that the head reads (its attention
   too, where `attention.py` computes it): no other position of that block is ever looked at.
-- Attention and dropout are those of this room, and GELU is one fused kernel.
+- Attention, dropout and GELU are those of this room.
 - Over a base kept in bf16 the residual stream is bf16 too; autocast alone keeps it in fp32.
 """
 

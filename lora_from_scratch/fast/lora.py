@@ -50,11 +50,11 @@ class _Layer(Function):
     def forward(ctx: FunctionCtx, x: Tensor, A: Tensor, B: Tensor, layer: LoRALinear) -> Tensor:
         dropout = layer.lora_dropout.p if layer.lora_dropout.training else 0.0
         mask = scaled_mask(x, dropout) if dropout else None
-        read = (x if mask is None else x * mask).flatten(0, -2)  # (N, in)
+        read = (x if mask is None else x * mask).reshape(-1, x.shape[-1])  # (N, in)
         learned, A, B = A.dtype, A.to(x.dtype), B.to(x.dtype)
         h = (read @ A.T).mul_(layer.scaling)  # (N, r)
         y = layer.base_layer(x)  # (..., out)
-        y.view(len(h), -1).addmm_(h, B.T)
+        y.view(-1, y.shape[-1]).addmm_(h, B.T)
         of_x, of_A, of_B, _ = ctx.needs_input_grad
         kept = ((read, of_A), (mask, of_x), (A, of_x), (h, of_B), (B, of_x or of_A))
         ctx.save_for_backward(*(tensor if needed else None for tensor, needed in kept))
@@ -66,7 +66,7 @@ class _Layer(Function):
         read, mask, A, h, B = ctx.saved_tensors
         of_x, of_A, of_B, _ = ctx.needs_input_grad
         dx = dA = dB = None
-        rows = dy.flatten(0, -2)  # (N, out)
+        rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
         if of_B:
             dB = (h.T @ rows).T.to(ctx.learned)  # (out, r)
         if of_x or of_A:
@@ -74,7 +74,7 @@ class _Layer(Function):
         if of_A:
             dA = (dh.T @ read).to(ctx.learned)  # (r, in)
         if of_x:
-            through_A = (dh @ A).view(*dy.shape[:-1], -1)
+            through_A = (dh @ A).view(*dy.shape[:-1], A.shape[1])
             dx = ctx.layer.base_layer.gradient(dy)
             dx = dx.add_(through_A) if mask is None else dx.addcmul_(through_A, mask)
         return dx, dA, dB, None

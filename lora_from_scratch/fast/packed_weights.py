@@ -49,9 +49,9 @@ def packed_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     `dtype` is what autocast computes in, torch.float32 without it; a layer kept in bf16 stays in bf16. A
     weight that two modules share is left as it is, and so is a quantised layer, which a dense copy would make
     useless. At the end the layers return to their places with the weights they had, bit for bit. A weight
-    packed in its own dtype is unpacked then, layer by layer, and not kept beside its packed copy: that takes
-    no memory where nothing is trained, and the weights' size once more where gradients flow through them.
-    One that is read `in_place` takes none.
+    packed in its own dtype is unpacked then, layer by layer, and not kept beside its packed copy once it is
+    packed for a gradient too, or none is expected: that takes no memory where nothing is trained, and the
+    weights' size once more where gradients flow through them. One that is read `in_place` takes none.
     """
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     layers = {
@@ -95,6 +95,7 @@ class Packed(nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach().to(self.dtype)
         weight = layer.weight.detach().to(self.dtype)
         self.plain: Tensor | None = weight.T if isinstance(layer, Conv1D) else weight  # until packed twice
+        self.awaits_gradient = False  # of an input: a prefix may need one where the tokens below do not
         with_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
         self.in_place = layer.weight.dtype == self.dtype == torch.float32 and with_avx512
 
@@ -151,7 +152,8 @@ class _Product(Function):
     def forward(ctx: FunctionCtx, x: Tensor, layer: Packed) -> Tensor:
         ctx.layer = layer
         y = torch.ops.mkldnn._linear_pointwise(x, layer.forward_weight, layer.bias, "none", [], "")
-        if not ctx.needs_input_grad[0]:
+        layer.awaits_gradient |= ctx.needs_input_grad[0]
+        if not layer.awaits_gradient:
             layer.expect_no_gradient()
         return y
 

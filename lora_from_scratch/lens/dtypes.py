@@ -112,7 +112,7 @@ def _take(state: TrainState, examples: TokenizedExamples, tell: Callable[..., No
 
 @contextmanager
 def _products(layer: LoRALinear, tell: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within the block `tell` hears the two products of a LoRA layer, A x and then s B A x."""
+    """Within the block `tell` hears a LoRA layer's two products, A x and then s B A x, or with it the sum."""
     mode = _Products(tell)
 
     def begins(*_: object) -> None:

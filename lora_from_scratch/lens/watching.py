@@ -34,7 +34,8 @@ def watched(model: GPT2ForSequenceClassification, see: See) -> Iterator[None]:
 
     Names are those of the modules, without `transformer.`: `h.0.ln_1` is what that LayerNorm gave,
     `(B, T, C)`. Beside these, in block 0: `h.0.x`, what the block reads (a learned prefix stands before it);
-    `h.0.attn.weights`, `(B, H, T, T)`, the softmax, where it is no part of a fused kernel; `h.0.attn.y`, what
+    `h.0.attn.weights`, the softmax, where it is no part of a fused kernel, `(B, H, T, T)`, or as `fast/` has
+    it, by keys, `(T, B H, T)`; `h.0.attn.y`, what
     `c_proj` reads; `h.0.x + attention`; `h.0.mlp.act`. After the last block: `x`, and `last`, what the head
     reads, `(B, C)`. A LoRA layer is heard after its `base_layer`, W0 x + b.
     """
