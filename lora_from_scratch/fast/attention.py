@@ -67,16 +67,15 @@ class _Attention(Function):
         # Laid out anew in one copy, so that the products below run over (B H) matrices.
         q, k, v = qkv.view(B, S, 3, num_heads, D).permute(2, 0, 3, 1, 4).reshape(3, B * num_heads, S, D)
         asked = torch.arange(P, S)[None] if last is None else P + last[:, None]  # (1, T) or (B, 1)
+        future = torch.zeros(S, *asked.shape, dtype=qkv.dtype)
+        future.masked_fill_(torch.arange(S)[:, None, None] > asked, float("-inf"))  # (S, 1, T) or (S, B, 1)
         if last is None:
             q = q[:, P:]  # (B H, T, D)
         else:
+            future = future.repeat_interleave(num_heads, dim=1)  # (S, B H, 1)
             q = q.view(B, num_heads, S, D)[torch.arange(B), :, P + last].reshape(-1, 1, D)  # (B H, 1, D)
             # For so little oneDNN would compile, and keep, three kernels for each S. MKL has one, in fp32.
             q, k, v = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (q, k, v))
-        future = torch.zeros(S, *asked.shape, dtype=q.dtype)
-        future.masked_fill_(torch.arange(S)[:, None, None] > asked, float("-inf"))  # (S, 1, T) or (S, B, 1)
-        if last is not None:
-            future = future.repeat_interleave(num_heads, dim=1)  # (S, B H, 1)
         weights = torch.add(future, _by_keys(k, q), alpha=scale).softmax(dim=0)  # (S, B H, T)
         mask = scaled_mask(weights, dropout)
         y = torch.bmm((weights * mask).permute(1, 2, 0), v).to(qkv.dtype).view(B, num_heads, -1, D)

@@ -6,7 +6,7 @@ GPT-2's is
 
     y = x s,  dy/dx = s + y (1 - s) dz/dx,  with s = sigmoid(z), z = 2 sqrt(2 / pi) (x + 0.044715 x^3)
 
-In fp32 that is computed: PyTorch's kernel of the sigmoid takes a fifth of the time of that of tanh. In bf16
+In fp32 that is computed: PyTorch's kernel of the sigmoid takes a fifth of the time of that of GELU. In bf16
 oneDNN has kernels that read and write less:
 
 - Forward the tanh form, which PyTorch hands to it at the end of a matrix product alone. So x is multiplied by

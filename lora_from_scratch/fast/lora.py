@@ -27,15 +27,15 @@ def fused_lora(model: nn.Module) -> Iterator[None]:
 
     Layers of other kinds, which compute something else with A and B, stay as they are.
     """
-    layers = [layer for _, layer in lora_layers(model) if type(layer) is LoRALinear]
-    for layer in layers:
-        if isinstance(layer.base_layer, Packed):
-            layer.forward = partial(forward, layer)
+    plain = [layer for _, layer in lora_layers(model) if type(layer) is LoRALinear]
+    fused = [layer for layer in plain if isinstance(layer.base_layer, Packed)]
+    for layer in fused:
+        layer.forward = partial(forward, layer)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        for layer in fused:
+            del layer.forward
 
 
 def forward(layer: LoRALinear, x: Tensor) -> Tensor:

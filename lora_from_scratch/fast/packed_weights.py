@@ -102,9 +102,11 @@ class Packed(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W, `(out_dim, in_dim)`, laid out the same way at any time: sums over it depend on that in a bit."""
-        if self.in_place:
-            return self.plain
-        return self.forward_weight.to_dense() if self.plain is None else self.plain.contiguous()
+        return self.plain if self.in_place else self._unpacked.contiguous()
+
+    @property
+    def _unpacked(self) -> Tensor:
+        return self.forward_weight.to_dense() if self.plain is None else self.plain
 
     @cached_property
     def forward_weight(self) -> Tensor:
@@ -116,8 +118,7 @@ class Packed(nn.Module):
     def backward_weight(self) -> Tensor:
         if self.in_place:
             return self.plain.T
-        weight = self.weight if self.plain is None else self.plain
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous())
+        packed = torch.ops.mkldnn._reorder_linear_weight(self._unpacked.T.contiguous())
         self.plain = None
         return packed
 
@@ -133,7 +134,7 @@ class Packed(nn.Module):
     def give_back(self, layer: nn.Linear | Conv1D) -> None:
         """Put the weight back into the layer, where it was taken out of it."""
         if not layer.weight.numel():
-            weight = self.weight if self.plain is None else self.plain
+            weight = self._unpacked
             layer.weight.data = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
